@@ -1,0 +1,349 @@
+"""The command line: one verb per stage. Parses, calls, prints; no logic. Imports no torch until a verb needs it."""
+
+import errno
+import json
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+import leaf
+from leaf.errors import LeafError
+
+if TYPE_CHECKING:
+    from leaf.pipeline import Pipeline
+    from leaf.recipe import Recipe
+
+app = typer.Typer(
+    name="leaf",
+    help="Teacher-aligned embedding distillation: small query encoders for an index you already have.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+stdout = Console(highlight=False)
+
+
+class As(StrEnum):
+    """The role a text is encoded in."""
+
+    query = "query"
+    document = "document"
+
+
+RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe that ships (see `leaf recipes`) or a .toml file.")]
+Out = Annotated[Path | None, typer.Option("--out", help="Run folder. Default: runs/<recipe name>.")]
+Limit = Annotated[int | None, typer.Option("--limit", min=1, help="Train on a sample of so many texts.")]
+Teacher = Annotated[str | None, typer.Option("--teacher", help="Another teacher than the recipe's.")]
+Set = Annotated[list[str] | None, typer.Option("--set", metavar="TABLE.FIELD=VALUE", help="Change one setting; repeatable.")]
+Device = Annotated[str | None, typer.Option("--device", help="cpu, cuda, cuda:1 … Default: a GPU where there is one.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs instead of a table.")]
+
+
+def main() -> None:
+    """Runs the command line; a caller's mistake is one line on stderr and exit code 2."""
+    # Said before anything imports them: their own bars and advice would break up ours.
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    try:
+        app()
+    except LeafError as error:
+        _fail(str(error))
+    except KeyboardInterrupt:
+        print("leaf: interrupted; the same command goes on from here", file=sys.stderr)
+        raise SystemExit(130) from None
+    except Exception as error:
+        # torch and safetensors report a full disk as errors of their own, with the system's words inside.
+        full = getattr(error, "errno", None) == errno.ENOSPC or os.strerror(errno.ENOSPC) in str(error)
+        if not full:
+            raise
+        _fail("the disk is full; free some space and run the same command again (what is finished is kept)")
+
+
+def _fail(message: str) -> None:
+    print("leaf: error: " + " ".join(message.split()), file=sys.stderr)
+    raise SystemExit(2)
+
+
+@app.command()
+def distill(
+    recipe: RecipeName,
+    out: Out = None,
+    limit: Limit = None,
+    teacher: Teacher = None,
+    set_: Set = None,
+    device: Device = None,
+    as_json: AsJson = False,
+) -> None:
+    """Every stage: texts, teacher vectors, students, scores, report. Run again, it goes on where it stopped."""
+    from leaf.pipeline import distill as run_all
+
+    report = run_all(_recipe(recipe, limit, teacher, set_), out, device=device)
+    if as_json:
+        _print_json(report)
+    else:
+        from leaf.report import print_summary
+
+        print_summary(report, stdout)
+
+
+@app.command()
+def texts(
+    recipe: RecipeName, out: Out = None, limit: Limit = None, teacher: Teacher = None, set_: Set = None, as_json: AsJson = False
+) -> None:
+    """Stage 1: read the sources, reject, deduplicate, hold out, write shards. Prints the counts per source."""
+    with _pipeline(_recipe(recipe, limit, teacher, set_), out) as pipeline:
+        manifest = pipeline.texts()
+    if as_json:
+        _print_json(manifest)
+        return
+    table = _table("source", *"read kept held-out rejected".split())
+    for name, counts in manifest["sources"].items():
+        rejected = counts["rejected"]
+        reasons = ", ".join(f"{reason} {count:,}" for reason, count in rejected.items() if count)
+        table.add_row(name, f"{counts['read']:,}", f"{counts['kept']:,}", f"{counts['held_out']:,}", reasons or "none")
+    stdout.print(table)
+
+
+@app.command()
+def embed(
+    recipe: RecipeName, out: Out = None, limit: Limit = None, teacher: Teacher = None, set_: Set = None, device: Device = None
+) -> None:
+    """Stage 2: encode every text with the teacher, once; resumes by shard."""
+    with _pipeline(_recipe(recipe, limit, teacher, set_), out, device) as pipeline:
+        pipeline.texts()
+        manifest = pipeline.embed()
+    stored = " and ".join(sorted({part["dtype"] for part in manifest["parts"]}))
+    unit = "unit length" if manifest["normalised"] else "not normalised"
+    stdout.print(f"{manifest['rows']:,} vectors, {manifest['dim']} dimensions, {stored}, {unit}")
+
+
+@app.command()
+def train(
+    recipe: RecipeName, out: Out = None, limit: Limit = None, teacher: Teacher = None, set_: Set = None, device: Device = None
+) -> None:
+    """Stage 3: train every student of the recipe on the cached vectors; resumes exactly."""
+    with _pipeline(_recipe(recipe, limit, teacher, set_), out, device) as pipeline:
+        pipeline.texts()
+        manifests = pipeline.train()
+    table = _table("student", "layers", "parameters", "held-out ε", "best epoch", "seconds")
+    for name, each in manifests.items():
+        table.add_row(
+            name,
+            str(each["layers"]),
+            f"{each['parameters'] / 1e6:.1f}M",
+            f"{each['error']:.4f}",
+            f"{each['best_epoch']} of {each['epochs']}",
+            f"{each['seconds']:.0f}",
+        )
+    stdout.print(table)
+
+
+@app.command()
+def evaluate(
+    recipe: Annotated[str | None, typer.Argument(metavar="[RECIPE]", help="Score the students of this recipe's run.")] = None,
+    queries: Annotated[str | None, typer.Option("--queries", metavar="MODEL", help="Encoder of the queries.")] = None,
+    documents: Annotated[
+        str | None, typer.Option("--documents", metavar="MODEL", help="Encoder of the documents (the teacher).")
+    ] = None,
+    data: Annotated[
+        list[Path] | None, typer.Option("--data", metavar="DIR", help="BEIR folder or .tsv[.gz] set; repeatable.")
+    ] = None,
+    bm25: Annotated[bool, typer.Option("--bm25", help="Also score BM25 on the retrieval sets.")] = False,
+    out: Annotated[Path | None, typer.Option("--out", help="Write the records into this folder (with a recipe: its run folder).")] = None,
+    limit: Limit = None,
+    teacher: Teacher = None,
+    set_: Set = None,
+    device: Device = None,
+    as_json: AsJson = False,
+) -> None:
+    """Stage 4, or any encoders on any local sets: nDCG@10 and Recall@100 for retrieval, Spearman for STS.
+
+    With --queries alone, that model on both sides. With --documents too: the document encoder alone (teacher), the
+    query encoder alone (standard), and queries by one against documents by the other (asymmetric).
+    """
+    if recipe is not None:
+        if queries or documents or data:
+            raise LeafError("give either a RECIPE or --queries and --data, not both")
+        with _pipeline(_recipe(recipe, limit, teacher, set_), out, device) as pipeline:
+            pipeline.evaluate()
+        from leaf.evaluation import records
+
+        _print_scores(records.read(pipeline.run.folder / "scores"), as_json)
+        return
+    if not queries or not data:
+        raise LeafError("say what to evaluate: a RECIPE, or --queries MODEL and --data DIR")
+    from leaf.evaluation import datasets, records
+    from leaf.evaluation.evaluate import evaluate as score
+    from leaf.evaluation.evaluate import evaluate_all, evaluate_bm25
+
+    sets = [datasets.load(path) for path in data]  # first, so that a typo costs no model
+    asked = leaf.load(queries, device=device)
+    if documents and documents != queries:
+        scores = evaluate_all(leaf.load(documents, device=device), {asked.name: asked}, sets, bm25=bm25)
+    else:
+        scores = [each for dataset in sets for each in score(asked, dataset, "standard")]
+        if bm25:
+            scores += [each for dataset in sets if isinstance(dataset, datasets.RetrievalSet) for each in evaluate_bm25(dataset)]
+    if out is not None:
+        records.write(scores, out)
+    _print_scores(scores, as_json)
+
+
+@app.command()
+def report(recipe: RecipeName, out: Out = None, limit: Limit = None, teacher: Teacher = None, set_: Set = None) -> None:
+    """Stage 5: write report.md, report.html, report.json, figures and model cards from the run's records."""
+    from leaf.report import print_summary
+
+    with _pipeline(_recipe(recipe, limit, teacher, set_), out) as pipeline:
+        print_summary(pipeline.report(), stdout)
+
+
+@app.command()
+def encode(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="Model folder or hub id.")],
+    files: Annotated[list[Path], typer.Argument(metavar="FILE…", help="UTF-8 text, one text per line.")],
+    role: Annotated[As, typer.Option("--as", help="Which prompt to use.")] = As.query,
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1)] = 32,
+    device: Device = None,
+) -> None:
+    """Encode text files; FILE.npy beside each file holds float32 [lines, dim]."""
+    import numpy as np
+
+    from leaf.files import atomic_path
+    from leaf.progress import progress
+
+    texts = {file: _lines(file) for file in files}
+    encoder = leaf.load(model, device=device)
+    call = encoder.encode_query if role is As.query else encoder.encode_document
+    with progress("encoding", sum(map(len, texts.values()))) as bar:
+        for file, lines in texts.items():
+            vectors = call(lines, batch_size=batch_size, advance=bar.advance)
+            target = file.with_name(file.name + ".npy")
+            with atomic_path(target) as temporary, open(temporary, "wb") as handle:
+                np.save(handle, vectors)
+            stdout.print(f"{target}  {vectors.shape[0]:,} × {vectors.shape[1]} float32", soft_wrap=True)
+
+
+@app.command()
+def verify(
+    target: Annotated[str, typer.Argument(metavar="TARGET", help="A student folder.")],
+    model: Annotated[
+        str | None, typer.Option("--model", help="Check this encoder against TARGET's space instead of TARGET itself.")
+    ] = None,
+    device: Device = None,
+    as_json: AsJson = False,
+) -> None:
+    """Does it live in the space it claims? Encodes the canaries and compares; exit code 1 when it does not."""
+    from dataclasses import asdict
+
+    from leaf.space import Space
+    from leaf.space import verify as check
+
+    space = Space.load(Path(target))
+    verdict = check(leaf.load(model or target, device=device), space)
+    if as_json:
+        _print_json({"space": space.id, "teacher": space.teacher["model"], **asdict(verdict)})
+    else:
+        stdout.print(
+            f"{'in' if verdict.in_space else 'NOT in'} the space of {space.teacher['model']} ({space.id}): mean canary "
+            f"ε {verdict.error:.4f} (at saving {verdict.expected:.4f}), mean cosine {verdict.mean_cosine:.4f}, "
+            f"{100 * verdict.matched:.0f} % nearest to their own",
+            soft_wrap=True,
+        )
+    if not verdict.in_space:
+        raise SystemExit(1)
+
+
+@app.command()
+def recipes(as_json: AsJson = False) -> None:
+    """The recipes that ship, one line each."""
+    from leaf.recipe import shipped_recipes
+
+    shipped = shipped_recipes()
+    if as_json:
+        _print_json({name: recipe.model_dump(mode="json") for name, recipe in shipped.items()})
+        return
+    table = _table("recipe", "teacher", "students", "")
+    for name, recipe in shipped.items():
+        students = ", ".join(student.name for student in recipe.students)
+        table.add_row(name, recipe.teacher.name or recipe.teacher.model, students, recipe.description)
+    stdout.print(table)
+
+
+def _version(value: bool) -> None:
+    if value:
+        print(f"leaf {leaf.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+) -> None:
+    pass
+
+
+def _recipe(name: str, limit: int | None, teacher: str | None, settings: list[str] | None) -> "Recipe":
+    from leaf.recipe import Recipe, override_teacher
+
+    overrides = [*(settings or []), *([f"prepare.limit={limit}"] if limit else [])]
+    recipe = Recipe.load(name, overrides)
+    return override_teacher(recipe, teacher) if teacher else recipe
+
+
+@contextmanager
+def _pipeline(recipe: "Recipe", out: Path | None, device: str | None = None) -> Iterator["Pipeline"]:
+    from leaf.pipeline import Pipeline
+
+    pipeline = Pipeline(recipe, out, device=device)
+    with pipeline.run.lock():
+        yield pipeline
+
+
+def _lines(file: Path) -> list[str]:
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError as error:
+        raise LeafError(f"no file '{file}'; give UTF-8 text files with one text per line") from error
+    except UnicodeDecodeError as error:
+        raise LeafError(f"{file} is not UTF-8 (byte {error.start}); convert it first") from error
+    empty = next((number for number, line in enumerate(lines, 1) if not line.strip()), None)
+    if empty is not None or not lines:
+        raise LeafError(f"{file}: line {empty or 1} is empty; every line must be a text")
+    return lines
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def _print_scores(scores: list[Any], as_json: bool) -> None:
+    if as_json:
+        from dataclasses import asdict
+
+        _print_json([{key: value for key, value in asdict(each).items() if key != "per_query"} for each in scores])
+        return
+    table = _table("dataset", "measure", "mode", "encoder", "value", "queries")
+    for each in scores:
+        table.add_row(
+            each.dataset, each.measure, each.mode, each.encoder, f"{100 * each.value:.2f}", f"{each.num_queries:,}"
+        )
+    stdout.print(table)
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    numeric = {"value", "queries", "layers", "parameters", "held-out ε", "seconds", "read", "kept", "held-out"}
+    for column in columns:
+        table.add_column(column, justify="right" if column in numeric else "left")
+    return table

@@ -1,0 +1,20 @@
+"""`leaf.load`: any model that this package can encode with, as an `Encoder`."""
+
+from pathlib import Path
+
+from leaf.encoder import Encoder
+from leaf.errors import LeafError
+
+
+def load(model: str | Path, *, device: str | None = None, name: str | None = None) -> Encoder:
+    """The encoder behind `model`: a folder, a hub id, or `package:NAME/FOLDER`.
+
+    Its `encode_query` and `encode_document` apply the prompts that the model ships and return float32 `[n, dim]`.
+    `device` is torch's name for one; None takes a GPU where there is one. Raises `LeafError` when there is no such
+    model or no hub to fetch it from.
+    """
+    if str(model).endswith(".onnx") or str(model).startswith("openai:"):
+        raise LeafError(f"'{model}': ONNX files and API endpoints cannot be loaded yet; give a model folder or a hub id")
+    from leaf.teacher.model import SentenceTransformerEncoder
+
+    return SentenceTransformerEncoder(str(model), device=device, name=name)

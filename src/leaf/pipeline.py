@@ -1,0 +1,324 @@
+"""The stages of a run, in order: texts → embeddings → students → scores → report.
+
+    leaf.distill("demo", out="runs/demo")
+
+Every method of `Pipeline` finishes one stage and returns its manifest; a stage that is complete and still matches its
+inputs returns at once. Nothing is passed between stages but files.
+"""
+
+import functools
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from leaf.encoder import Encoder
+from leaf.errors import LeafError
+from leaf.evaluation import datasets, records
+from leaf.evaluation.evaluate import VectorCache, evaluate_all
+from leaf.evaluation.examples import examples
+from leaf.files import digest, write_json
+from leaf.load import load
+from leaf.progress import say
+from leaf.provenance import provenance
+from leaf.recipe import Recipe
+from leaf.recipe import Student as StudentSettings
+from leaf.run import Run, Stage, read_manifest
+from leaf.runtime.speed import query_latency
+from leaf.space import NUM_CANARIES, Space, canary_error
+from leaf.student.data import Examples, build_examples
+from leaf.student.model import Student, build_student
+from leaf.student.train import start_head, train
+from leaf.teacher.cache import read_vectors
+from leaf.teacher.embed import cache_folder, cache_key, embed
+from leaf.teacher.model import SentenceTransformerEncoder
+from leaf.texts.prepare import prepare
+from leaf.texts.shards import read_shard
+from leaf.texts.sources import identity as source_identity
+
+STAGES = ("texts", "embed", "train", "evaluate", "report")
+#: Queries timed for the report, one at a time.
+TIMED_QUERIES = 100
+
+
+def distill(
+    recipe: Recipe | str | Path,
+    out: str | Path | None = None,
+    *,
+    overrides: Sequence[str] = (),
+    device: str | None = None,
+) -> dict[str, Any]:
+    """Runs every stage of `recipe` in the folder `out` and returns the report; run again, it goes on where it stopped.
+
+    `recipe` is a `Recipe`, the name of one that ships, or a TOML file; `overrides` are `table.field=value` settings.
+    `out` defaults to `runs/<recipe name>`; `device` to a GPU where there is one. Raises `LeafError` for anything the
+    caller can fix: a bad recipe, missing texts, another recipe's folder, an unreachable model.
+    """
+    if not isinstance(recipe, Recipe):
+        recipe = Recipe.load(recipe, overrides)
+    pipeline = Pipeline(recipe, out, device=device)
+    with pipeline.run.lock():
+        for stage in STAGES:
+            getattr(pipeline, stage)()
+    return json.loads((pipeline.run.folder / "report.json").read_text(encoding="utf-8"))  # type: ignore[no-any-return]
+
+
+class Pipeline:
+    """One recipe in one run folder. Call the stages in the order of `STAGES`, holding `run.lock()`."""
+
+    def __init__(self, recipe: Recipe, out: str | Path | None = None, *, device: str | None = None) -> None:
+        self.recipe = recipe
+        self.run = Run(Path(out) if out is not None else Path("runs") / recipe.name)
+        self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+
+    def texts(self) -> dict[str, Any]:
+        """Reads the sources into shards, with a held-out split."""
+        self.run.claim(self.recipe)
+        sources = [{**source.model_dump(mode="json"), "is": source_identity(source)} for source in self.recipe.texts]
+        stage = self.run.stage("texts", {"texts": sources, "prepare": self.recipe.prepare.model_dump(mode="json")})
+        if (manifest := stage.manifest) is not None:
+            return manifest
+        return stage.close(**prepare(self.recipe.texts, self.recipe.prepare, stage.folder))
+
+    def embed(self) -> dict[str, Any]:
+        """Fills the cache of teacher vectors."""
+        texts = self._finished("texts")
+        stage = self._embed_stage
+        if (manifest := stage.manifest) is not None:
+            return manifest
+        facts = embed(
+            self.run.folder / "texts",
+            _shards(texts),
+            self.teacher,
+            stage.folder,
+            self._cache_key,
+            self.recipe.teacher.batch_size,
+        )
+        return stage.close(**facts)
+
+    def train(self) -> dict[str, dict[str, Any]]:
+        """Trains every student of the recipe; returns their manifests by name."""
+        manifests = {student.name: self._train_student(student) for student in self.recipe.students}
+        scratch = self.run.folder / "checkpoints" / "cache"
+        if scratch.exists():
+            shutil.rmtree(scratch)
+        return manifests
+
+    def evaluate(self) -> dict[str, Any]:
+        """Scores teacher, students and BM25 on the recipe's data, times a query, answers the example queries."""
+        students = {student.name: self._finished(student.name) for student in self.recipe.students}
+        loaded = [datasets.load(self._data_path(each)) for each in self.recipe.evaluate.data]
+        stage = self.run.stage(
+            "scores",
+            {
+                "teacher": self._cache_key["teacher"],
+                "students": {name: manifest["fingerprint"] for name, manifest in students.items()},
+                "evaluate": self.recipe.evaluate.model_dump(mode="json"),
+                "datasets": {dataset.name: dataset.digest for dataset in loaded},
+            },
+        )
+        if (manifest := stage.manifest) is not None:
+            return manifest
+        if self.recipe.evaluate.benchmarks:
+            say(
+                f"not measured: {', '.join(self.recipe.evaluate.benchmarks)} (public benchmarks cannot be fetched yet; "
+                "name local BEIR folders in evaluate.data)"
+            )
+        encoders: dict[str, Encoder] = {
+            name: load(self.run.folder / name, device=self.device, name=name) for name in students
+        }
+        cache = VectorCache()
+        scores = evaluate_all(self.teacher, encoders, loaded, bm25=self.recipe.evaluate.bm25, cache=cache)
+        records.write(scores, stage.folder)
+        searched = next((dataset for dataset in loaded if isinstance(dataset, datasets.RetrievalSet)), None)
+        answers = []
+        if searched is not None:
+            answers = examples(self.recipe.evaluate.examples, self.teacher, encoders, searched, cache)
+        write_json(stage.folder / "examples.json", answers)
+        self._time_queries(encoders)
+        return stage.close(datasets=[dataset.name for dataset in loaded], num_scores=len(scores))
+
+    def report(self) -> dict[str, Any]:
+        """Writes report.md, report.html, report.json, the figures and every student's model card."""
+        from leaf.report import write_report
+
+        for needed in ("texts", *(student.name for student in self.recipe.students), "scores"):
+            self._finished(needed)
+        return write_report(self.run.folder, self.recipe)
+
+    @functools.cached_property
+    def teacher(self) -> SentenceTransformerEncoder:
+        """The teacher, loaded when first needed."""
+        settings = self.recipe.teacher
+        return SentenceTransformerEncoder(
+            settings.model,
+            name=settings.name,
+            revision=settings.revision,
+            prompts=settings.prompts,
+            max_length=settings.max_length,
+            compute_dtype=settings.compute_dtype,
+            device=self.device,
+        )
+
+    @functools.cached_property
+    def _cache_key(self) -> dict[str, Any]:
+        return cache_key(self.teacher, self.recipe.teacher.storage_dtype)
+
+    @functools.cached_property
+    def _embed_stage(self) -> Stage:
+        folder = cache_folder(self.run.folder / "embeddings", self._cache_key)
+        return Stage(folder, {"texts": self._finished("texts")["fingerprint"], **self._cache_key})
+
+    def _finished(self, stage: str) -> dict[str, Any]:
+        """The manifest of an earlier stage, which must be there."""
+        manifest = read_manifest(self.run.folder / stage)
+        if manifest is None:
+            verb = {"texts": "texts", "scores": "evaluate"}.get(stage, "train")
+            raise LeafError(f"{self.run.folder / stage} is not complete; run `leaf {verb} {self.recipe.name}` first")
+        return manifest
+
+    def _data_path(self, data: str) -> Path:
+        return self.run.folder / "texts" / "held-out-pairs" if data == "held-out-pairs" else Path(data)
+
+    def _train_student(self, settings: StudentSettings) -> dict[str, Any]:
+        texts = self._finished("texts")
+        embeddings = self._embed_stage.manifest
+        if embeddings is None:
+            raise LeafError(f"{self._embed_stage.folder} is not complete; run `leaf embed {self.recipe.name}` first")
+        train_settings = self.recipe.train_of(settings)
+        stage = self.run.stage(
+            settings.name,
+            {
+                "embeddings": embeddings["fingerprint"],
+                "student": settings.model_dump(mode="json", exclude={"train"}),
+                "train": train_settings.model_dump(mode="json", exclude={"checkpoint_minutes", "keep_checkpoints"}),
+            },
+        )
+        if (manifest := stage.manifest) is not None:
+            return manifest
+        student = build_student(
+            settings,
+            self.teacher.folder,
+            self.teacher.prompts,
+            embeddings["dim"],
+            normalise=embeddings["normalised"],
+            max_length=self.teacher.max_length,
+            similarity=embeddings["similarity"],
+            seed=train_settings.seed,
+        )
+        examples, held_out = (
+            self._examples(student, shards) for shards in (texts["shards"], [texts["held_out"]])
+        )
+        checkpoints = self.run.folder / "checkpoints" / settings.name
+        resumes = (checkpoints / "resume.pt").exists()  # then the head comes with the other weights
+        head = start_head(student, examples, 0 if resumes else settings.ridge_texts, self.device)
+
+        def keep(epoch: int) -> None:
+            if train_settings.keep_checkpoints:
+                student.save(checkpoints / f"epoch-{epoch:03d}")
+
+        say(
+            f"{settings.name}: {student.num_layers} layers, {student.num_parameters / 1e6:.1f}M parameters, "
+            f"{len(examples):,} texts, {train_settings.cycles * train_settings.epochs_per_cycle} epochs"
+        )
+        outcome = train(
+            student,
+            examples,
+            held_out,
+            train_settings,
+            checkpoints,
+            device=self.device,
+            label=f"training {settings.name}",
+            on_epoch=keep,
+        )
+        self._publish(stage, student, checkpoints / "metrics.jsonl")
+        if outcome.best_epoch != outcome.epochs:
+            student.load_state_dict(outcome.last_weights)
+            student.save(checkpoints / "last")
+        for scratch in (checkpoints / "resume.pt", checkpoints / "metrics.jsonl"):
+            scratch.unlink(missing_ok=True)
+        if not any(checkpoints.iterdir()):
+            checkpoints.rmdir()
+        say(f"{settings.name}: held-out ε {outcome.error:.4f} in {outcome.seconds:.0f} s")
+        return stage.close(
+            layers=student.num_layers,
+            parameters=student.num_parameters,
+            max_length=student.model.max_seq_length if not student.is_table else None,
+            normalised=embeddings["normalised"],
+            ridge_error=head.error if head else None,
+            error=outcome.error,
+            best_epoch=outcome.best_epoch,
+            last_error=outcome.last_error,
+            epochs=outcome.epochs,
+            steps=outcome.steps,
+            num_texts=len(examples),
+            num_tokens=int(examples.offsets[-1]),
+            seconds=round(outcome.seconds, 1),
+        )
+
+    def _examples(self, student: Student, shards: Sequence[dict[str, Any]]) -> Examples:
+        tokenizer = student.model[0].tokenizer
+        backend = getattr(tokenizer, "backend_tokenizer", tokenizer)
+        return build_examples(
+            self.run.folder / "texts",
+            self._embed_stage.folder,
+            shards,
+            student.tokenize,
+            student.vocabulary_size,
+            self.run.folder / "checkpoints" / "cache",
+            {"tokenizer": digest(backend.to_str()), "prompts": student.prompts, "table": student.is_table,
+             "max_length": str(student.model.max_seq_length)},
+        )  # fmt: skip
+
+    def _publish(self, stage: Stage, student: Student, metrics: Path) -> None:
+        """Moves the finished student into place whole: folder, canaries, metrics; the manifest follows."""
+        building = stage.folder.with_name(f".{stage.folder.name}.tmp")
+        for folder in (building, stage.folder):  # what a killed run left
+            if folder.exists():
+                shutil.rmtree(folder)
+        building.mkdir(parents=True)
+        student.save(building)
+        self._space(load(building, device="cpu")).save(building)
+        shutil.copyfile(metrics, building / "metrics.jsonl")
+        building.rename(stage.folder)
+
+    def _space(self, encoder: Encoder) -> Space:
+        """The teacher's space, with held-out texts as canaries and this encoder's error on them."""
+        embeddings = self._embed_stage.manifest
+        assert embeddings is not None, "students are trained after the teacher pass"
+        held_out = self._finished("texts")["held_out"]["file"]
+        shard = read_shard(self.run.folder / "texts" / held_out)
+        texts, kinds = shard.texts[:NUM_CANARIES], shard.kinds[:NUM_CANARIES]
+        vectors = next(read_vectors(self._embed_stage.folder / held_out))[:NUM_CANARIES].astype(np.float32)
+        space = Space(
+            teacher=self._cache_key["teacher"],
+            dim=embeddings["dim"],
+            normalised=embeddings["normalised"],
+            similarity=embeddings["similarity"],
+            texts=tuple(texts),
+            kinds=tuple(kinds),
+            vectors=vectors,
+        )
+        return replace(space, error=canary_error(encoder, space.texts, space.kinds, space.vectors))
+
+    def _time_queries(self, students: dict[str, Encoder]) -> None:
+        """One record per encoder in `speed/`: the teacher's latency beside each student's, on the held-out queries."""
+        shard = read_shard(self.run.folder / "texts" / self._finished("texts")["held_out"]["file"])
+        queries = [text for text, kind in zip(shard.texts, shard.kinds, strict=True) if kind == "query"] or shard.texts
+        say(f"timing {TIMED_QUERIES} queries, one at a time")
+        for name, encoder in {"teacher": self.teacher, **students}.items():
+            record = query_latency(encoder, queries[:TIMED_QUERIES], TIMED_QUERIES)
+            write_json(
+                self.run.folder / "speed" / f"{name}.json",
+                {**record, "device": self.device, "provenance": provenance()},
+            )
+
+
+def _shards(texts: dict[str, Any]) -> list[dict[str, Any]]:
+    """Every shard of the texts stage: the training parts, then the held-out texts."""
+    return [*texts["shards"], texts["held_out"]]

@@ -1,0 +1,322 @@
+"""A recipe: one TOML file that says everything about a run. Frozen, checked, complete in itself.
+
+    recipe = Recipe.load("leaf-ir")            # a recipe that ships
+    recipe = Recipe.load("my/recipe.toml")     # or one of your own
+    recipe = recipe.override("train.lr=3e-4")  # what one run changes
+
+A variant names the recipe it starts from (`extends = "leaf-ir"`) and the fields it changes. This file imports no torch.
+"""
+
+import difflib
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import tomli_w
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from leaf.errors import LeafError
+
+SHIPPED = Path(__file__).parent / "recipes"
+#: Folders of a run that a student may not take as its name all begin otherwise.
+STUDENT_NAME = r"^student(-[a-z0-9][a-z0-9.-]*)?$"
+
+
+class Section(BaseModel):
+    """A part of a recipe: frozen, and an unknown key is an error rather than a silent default."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
+
+
+class TextSource(Section):
+    """One `[[texts]]` entry: where training texts come from and how they are asked."""
+
+    source: str
+    """`hub:OWNER/NAME`, `installed-docs`, `tokenizer:MODEL`, or a file or glob (.parquet, .jsonl, .csv, .tsv, .txt, each
+    also as .gz where it is text). Relative paths are seen from the current folder."""
+    name: str | None = None
+    """What the `source` column and the counts call it. Default: made from `source`."""
+    kind: Literal["query", "document"] | None = None
+    """The role of these texts, which picks the prompt. None reads it from `kind_column`."""
+    column: str = "text"
+    """Column (Parquet, CSV, hub) or key (JSONL) that holds the text."""
+    kind_column: str = "kind"
+    """Column that holds `query` or `document` (or `doc`) when `kind` is not given."""
+    source_column: str | None = None
+    """Column that names the source of each row, to keep the counts of a mixed file apart."""
+    where: dict[str, str] = {}
+    """Keep only rows whose column equals the value, for example `{language = "en"}`."""
+    rows: Annotated[int, Field(gt=0)] | None = None
+    """Take a uniform sample of so many rows (seed: `prepare.seed`). None takes all."""
+    config: str | None = None
+    """Hub: the configuration (subset) of the data set."""
+    split: str = "train"
+    """Hub: the split."""
+    revision: str | None = None
+    """Hub: the commit or tag, so that the texts can be had again."""
+    packages: tuple[str, ...] = ()
+    """installed-docs: import names of the packages to read besides the standard library."""
+    licence: str | None = None
+    """The licence of the texts, carried into the model card."""
+
+
+class Prepare(Section):
+    """How texts become shards: what is rejected, what is held out, how they are cut into files."""
+
+    seed: int = 0
+    """Decides samples and the held-out split. Every choice is a hash of (seed, text), so order does not matter."""
+    limit: Annotated[int, Field(gt=0)] | None = None
+    """Keep a uniform sample of so many training texts; `--limit` sets it. None keeps all."""
+    held_out: Annotated[int, Field(gt=0)] = 4096
+    """Texts never trained on, for the held-out error. The paper holds out 128 batches of 32 (§2.2)."""
+    held_out_pairs: Annotated[int, Field(ge=0)] = 0
+    """(query, document) pairs never trained on, written as a retrieval set in BEIR's layout. Needs a source that knows
+    pairs (installed-docs)."""
+    max_characters: Annotated[int, Field(gt=0)] = 100_000
+    """Longer texts are rejected and counted: they are almost always broken extractions."""
+    dedup: Literal["normalised", "exact", "none"] = "normalised"
+    """`normalised` also drops texts that differ only in case, punctuation and white space."""
+    shard_rows: Annotated[int, Field(gt=0)] = 65_536
+    """Texts in one shard: the unit of resume for the teacher pass."""
+
+
+class Teacher(Section):
+    """The model whose space is kept."""
+
+    model: str
+    """A Sentence Transformers model: hub id, folder, or `package:NAME/FOLDER` for a folder inside an installed package."""
+    name: str | None = None
+    """A short name for tables. Default: the last part of `model`."""
+    revision: str | None = None
+    """Hub commit or tag."""
+    prompts: dict[Literal["query", "document"], str] = {}
+    """Prompts per role, where they differ from those the model ships."""
+    max_length: Annotated[int, Field(gt=2)] | None = None
+    """Tokens after which a text is cut. None: the model's own."""
+    compute_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """What the teacher computes in. Part of its identity: vectors of two dtypes are not mixed."""
+    storage_dtype: Literal["float16", "float32"] = "float16"
+    """What the cache stores. float16 holds only where every vector keeps cosine ≥ 0.9999; other shards stay float32."""
+    batch_size: Annotated[int, Field(gt=0)] = 32
+    """Texts per forward pass."""
+
+
+class Train(Section):
+    """How one student is trained: the paper's values by default (§2.2)."""
+
+    batch_size: Annotated[int, Field(gt=0)] = 32
+    """Texts per optimizer step."""
+    cycles: Annotated[int, Field(gt=0)] = 3
+    """Times the learning rate falls from `lr` to `final_lr`."""
+    epochs_per_cycle: Annotated[int, Field(gt=0)] = 10
+    """Passes over the training texts in each cycle."""
+    lr: Annotated[float, Field(gt=0)] = 1e-4
+    """Learning rate at the start of a cycle."""
+    final_lr: Annotated[float, Field(ge=0)] = 1e-5
+    """Learning rate at the end of a cycle."""
+    schedule: Literal["linear", "linear-step", "cosine", "constant"] = "linear"
+    """`linear` falls once an epoch (App. A.2), `linear-step` and `cosine` every step."""
+    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    """Steps over which the learning rate rises from 0 at the very start."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """AdamW's moments."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    """AdamW's decay, on every parameter as in torch's default."""
+    clip_norm: Annotated[float, Field(gt=0)] | None = None
+    """Gradient norm limit. None: no clipping."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Dropout while training. The target is a fixed vector per text, so the default has none."""
+    seed: int = 0
+    """Orders the texts and seeds dropout."""
+    length_window: Annotated[int, Field(gt=0)] = 1
+    """Batches over which texts are grouped by length after the shuffle, to save padding. 1: no grouping."""
+    compute_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Forward and backward; weights, loss and targets stay float32. `auto`: bfloat16 where the hardware has it."""
+    checkpoint_minutes: Annotated[float, Field(gt=0)] = 5.0
+    """Minutes between resume points; there is also one after every epoch."""
+    keep_checkpoints: bool = False
+    """Keep the student of every epoch (`checkpoints/NAME/epoch-003/`), for the robustness margin of §3.3."""
+
+
+class Student(Section):
+    """What is trained: a backbone, its pooling and the head that lifts it to the teacher's width (Eq. 1, Fig. 3)."""
+
+    name: Annotated[str, Field(pattern=STUDENT_NAME)] = "student"
+    """Folder inside the run: `student` or `student-SOMETHING`."""
+    backbone: str = "teacher"
+    """Any Transformers encoder (hub id, folder, `package:…`), or `teacher`: start from the teacher's own weights."""
+    revision: str | None = None
+    """Hub commit or tag of the backbone."""
+    layers: tuple[Annotated[int, Field(ge=0)], ...] | None = None
+    """Layers of the backbone to keep, in order. None keeps all; [] is the lookup-table student (no Transformer)."""
+    pooling: Literal["mean", "cls"] = "mean"
+    """Mean over tokens, as in the paper; cls is the ablation of Fig. 8."""
+    bias: bool = True
+    """Whether the head has a bias: leaf-ir does, leaf-mt does not."""
+    max_length: Annotated[int, Field(gt=2)] | None = None
+    """Tokens after which a text is cut. None: the teacher's, as far as the backbone has positions."""
+    ridge_texts: Annotated[int, Field(ge=0)] = 10_000
+    """Texts for the closed-form start of the head: ridge regression from the untrained backbone's pooled states to the
+    teacher's vectors. 0 leaves the head at its random start, as in the paper."""
+    train: dict[str, Any] = {}
+    """Fields of `[train]` that are different for this student."""
+
+
+class Evaluate(Section):
+    """What is measured after training."""
+
+    data: tuple[str, ...] = ()
+    """BEIR folders and `.tsv[.gz]` sets; `held-out-pairs` is the run's own (see `prepare.held_out_pairs`)."""
+    benchmarks: tuple[str, ...] = ()
+    """Public benchmarks by name (BEIR, NanoBEIR, "MTEB(eng, v2)", or a task)."""
+    bm25: bool = True
+    """Also score BM25 (k1 0.9, b 0.4) on the retrieval sets."""
+    examples: tuple[str, ...] = ()
+    """Queries answered by the teacher and by every student in the report, side by side (Table 6)."""
+
+
+class Recipe(Section):
+    """A whole run. `[student]` is short for a single `[[students]]`."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")]
+    """Names the run folder `runs/NAME`."""
+    description: str = ""
+    """One line for `leaf recipes`."""
+    teacher: Teacher
+    students: tuple[Student, ...]
+    texts: Annotated[tuple[TextSource, ...], Field(min_length=1)]
+    prepare: Prepare = Prepare()
+    train: Train = Train()
+    evaluate: Evaluate = Evaluate()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_student(cls, data: Any) -> Any:
+        if isinstance(data, dict) and "student" in data:
+            if "students" in data:
+                raise ValueError("give either [student] or [[students]], not both")
+            data = {**data, "students": [data["student"]]}
+            del data["student"]
+        return data
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        names = [student.name for student in self.students]
+        if not names:
+            raise ValueError("students: a recipe needs a [student]")
+        if len(set(names)) != len(names):
+            raise ValueError(f"students: names must differ, got {', '.join(names)}")
+        if "held-out-pairs" in self.evaluate.data and not self.prepare.held_out_pairs:
+            raise ValueError("evaluate.data names held-out-pairs, but prepare.held_out_pairs is 0")
+        for student in self.students:
+            self.train_of(student)
+        return self
+
+    def train_of(self, student: Student) -> Train:
+        """The `[train]` settings of one student: the recipe's, with the student's own on top."""
+        return Train.model_validate({**self.train.model_dump(), **student.train})
+
+    @classmethod
+    def parse(cls, data: Mapping[str, Any], origin: str = "recipe") -> Self:
+        """A recipe from plain data. Raises `LeafError` with the field, what is wrong and the nearest known key."""
+        try:
+            return cls.model_validate(data)
+        except ValidationError as error:
+            raise LeafError(f"{origin}: " + "; ".join(_explain(each) for each in error.errors())) from error
+
+    @classmethod
+    def load(cls, name_or_path: str | Path, overrides: Sequence[str] = ()) -> Self:
+        """Reads a shipped recipe by name or a TOML file by path, follows `extends`, applies `table.field=value`s."""
+        data = _read(str(name_or_path))
+        for override in overrides:
+            _set(data, override)
+        return cls.parse(data, origin=str(name_or_path))
+
+    def to_toml(self) -> str:
+        """The resolved recipe as TOML; `Recipe.load` of it gives this recipe again."""
+        return tomli_w.dumps(self.model_dump(mode="json", exclude_none=True))
+
+
+def shipped_recipes() -> dict[str, Recipe]:
+    """The recipes inside the package, by name."""
+    return {path.stem: Recipe.load(path) for path in sorted(SHIPPED.glob("*.toml"))}
+
+
+def override_teacher(recipe: Recipe, model: str) -> Recipe:
+    """`recipe` with another teacher, whose prompts, length and name are its own: those of the old one do not apply."""
+    kept = recipe.teacher.model_dump(include={"compute_dtype", "storage_dtype", "batch_size"})
+    return recipe.model_copy(update={"teacher": Teacher(model=model, **kept)})
+
+
+def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """`base` with `changes` on top: tables are merged key by key, everything else (lists too) is replaced."""
+    merged = dict(base)
+    for key, value in changes.items():
+        known = merged.get(key)
+        merged[key] = merge(known, value) if isinstance(known, dict) and isinstance(value, dict) else value
+    return merged
+
+
+def _read(name_or_path: str, seen: tuple[str, ...] = ()) -> dict[str, Any]:
+    path = Path(name_or_path)
+    if path.suffix != ".toml":
+        path = SHIPPED / f"{name_or_path}.toml"
+    if not path.is_file():
+        known = ", ".join(each.stem for each in sorted(SHIPPED.glob("*.toml")))
+        raise LeafError(f"no recipe '{name_or_path}': give a .toml file, or one of {known}")
+    if str(path) in seen:
+        raise LeafError(f"{path} extends itself: {' → '.join((*seen, str(path)))}")
+    try:
+        data = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise LeafError(f"{path} is not valid TOML: {error}") from error
+    base = data.pop("extends", None)
+    if base is None:
+        return data
+    beside = path.parent / base
+    inherited = _read(str(beside) if beside.is_file() else base, (*seen, str(path)))
+    if "student" in data or "students" in data:  # the variant's students replace the base's, in either spelling
+        table = data.get("student")
+        data = {**data, "student": merge(inherited.get("student", {}), table)} if table is not None else data
+        inherited = {key: value for key, value in inherited.items() if key not in ("student", "students")}
+    return merge(inherited, data)
+
+
+def _set(data: dict[str, Any], override: str) -> None:
+    """Applies one `table.field=value`; the value is read as TOML, or as a plain string where it is not."""
+    path, separator, text = override.partition("=")
+    if not separator:
+        raise LeafError(f"'{override}' is not a setting: write table.field=value, for example train.lr=3e-4")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text
+    *tables, field = path.strip().split(".")
+    for table in tables:
+        data = data.setdefault(table, {})
+        if not isinstance(data, dict):
+            raise LeafError(f"'{override}': {table} is a list, which a single setting cannot change; edit the recipe")
+    data[field] = value
+
+
+def _explain(error: Any) -> str:
+    location = [str(part) for part in error["loc"]]
+    where = ".".join(location) or "recipe"
+    if error["type"] == "extra_forbidden":
+        section = _section_at(location[:-1])
+        close = difflib.get_close_matches(location[-1], section.model_fields, n=1) if section else []
+        return f"unknown key '{where}'" + (f" (did you mean '{close[0]}'?)" if close else "")
+    if error["type"] == "missing":
+        return f"'{where}' is missing"
+    message = error["msg"].removeprefix("Value error, ")
+    arrived = "" if error["type"] == "value_error" else f", got {error['input']!r}"
+    return f"'{where}': {message[0].lower()}{message[1:]}{arrived}"
+
+
+def _section_at(location: Sequence[str]) -> type[Section] | None:
+    sections: dict[str, type[Section]] = {
+        "teacher": Teacher, "students": Student, "texts": TextSource,
+        "prepare": Prepare, "train": Train, "evaluate": Evaluate,
+    }  # fmt: skip
+    return sections.get(location[0]) if location else Recipe

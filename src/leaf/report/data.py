@@ -1,0 +1,218 @@
+"""Everything a report says, read from the run's files into one plain dict.
+
+That dict is `report.json`; pages, cards, figures and the printed summary are made from nothing else, so they
+cannot disagree.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from leaf.errors import LeafError
+from leaf.evaluation import records, statistics
+from leaf.evaluation.records import Score
+from leaf.models import short_name
+from leaf.provenance import provenance
+from leaf.recipe import Recipe
+from leaf.recipe import Student as StudentSettings
+from leaf.run import read_manifest
+from leaf.texts.sources import name_of
+
+MODES: tuple[Literal["standard"], Literal["asymmetric"]] = ("standard", "asymmetric")
+#: The measure of each task that a report shows; the records hold more.
+MEASURES = {"retrieval": "ndcg@10", "sts": "spearman"}
+#: What a student's manifest tells the report, besides what its schema names.
+TRAINING = (
+    "max_length",
+    "ridge_error",
+    "best_epoch",
+    "epochs",
+    "steps",
+    "num_texts",
+    "num_tokens",
+    "seconds",
+)
+
+Json = TypeVar("Json", dict[str, Any], list[Any])
+#: The scores of one encoder in one mode: dataset → record.
+Scores = Mapping[str, Score]
+
+
+def read_run(folder: Path, recipe: Recipe) -> dict[str, Any]:
+    """The content of `report.json` for the run in `folder`. DESIGN.md has its schema; other keys are extras.
+
+    Raises `LeafError` where a stage is not complete or a file is damaged.
+    """
+    manifest = _manifest(folder / "scores")
+    found = [each for each in records.read(folder / "scores") if each.measure == MEASURES[each.task]]
+    order = {name: position for position, name in enumerate(manifest.get("datasets", []))}
+    found.sort(key=lambda score: order.get(score.dataset, len(order)))
+    teacher, bm25 = (_select(found, mode) for mode in ("teacher", "bm25"))
+    students = [_student(folder, recipe, each, found, teacher) for each in recipe.students]
+    space = _read(folder / recipe.students[0].name / "space.json", {})
+    speed = _read(folder / "speed" / "teacher.json", {})
+    hardware = speed.get("provenance", {}).get("hardware", {})
+    return {
+        "name": recipe.name,
+        "description": recipe.description,
+        "folder": folder.as_posix(),
+        "teacher": {
+            **recipe.teacher.model_dump(include={"model", "revision", "max_length"}),
+            "name": recipe.teacher.name or short_name(recipe.teacher.model),
+            "dim": space.get("dim"),
+            "space": {key: space.get(key) for key in ("id", "normalised", "similarity")},
+            "prompts": {**space.get("teacher", {}).get("prompts", {}), **recipe.teacher.prompts},
+            "parameters": manifest.get("teacher_parameters"),
+            "scores": {dataset: score.value for dataset, score in teacher.items()},
+            "latency_ms": speed.get("median_ms"),
+        },
+        "students": students,
+        "baselines": {"bm25": {dataset: score.value for dataset, score in bm25.items()}},
+        "datasets": {
+            each.dataset: {"task": each.task, "measure": each.measure, "num_queries": each.num_queries}
+            for each in found
+        },
+        "texts": _texts(folder, recipe),
+        "examples": _examples(folder / "scores" / "examples.json"),
+        "speed": {
+            **{key: speed.get(key) for key in ("device", "num_queries")},
+            **{key: hardware.get(key) for key in ("cpu", "threads")},
+        },
+        "notes": _notes(recipe, teacher),
+        "measured": manifest.get("provenance", {}),
+        "provenance": provenance(),
+    }
+
+
+def _student(
+    folder: Path, recipe: Recipe, settings: StudentSettings, found: Sequence[Score], teacher: Scores
+) -> dict[str, Any]:
+    manifest = _manifest(folder / settings.name)
+    scores = {mode: _select(found, mode, settings.name) for mode in MODES}
+    pairs = {mode: _pairs(scores[mode], teacher) for mode in MODES}
+    own = {mode: {name: statistics.retention(*pair) for name, pair in pairs[mode].items()} for mode in MODES}
+    kept = {
+        # The mean of the ratios, not the ratio of the means, so that a hard dataset counts like an easy one.
+        mode: statistics.mean_retention(list(pairs[mode].values()))
+        if len(each) > 1
+        else next(iter(each.values()))
+        for mode, each in own.items()
+        if each
+    }
+    return {
+        "name": settings.name,
+        "path": settings.name,
+        "layers": manifest["layers"],
+        "parameters": manifest["parameters"],
+        "epsilon": manifest["error"],
+        "scores": {
+            dataset: {mode: scores[mode][dataset].value for mode in MODES}
+            for dataset in scores["standard"]
+            if dataset in scores["asymmetric"]
+        },
+        "retention": {mode: kept[mode].value if mode in kept else None for mode in MODES},
+        "intervals": {mode: [kept[mode].low, kept[mode].high] if mode in kept else None for mode in MODES},
+        "retention_by_dataset": {
+            mode: {name: each._asdict() for name, each in own[mode].items()} for mode in MODES
+        },
+        "latency_ms": _read(folder / "speed" / f"{settings.name}.json", {}).get("median_ms"),
+        "errors": _held_out_errors(folder / settings.name / "metrics.jsonl"),
+        "backbone": settings.backbone,
+        "train": recipe.train_of(settings).model_dump(mode="json"),
+        **{key: manifest.get(key) for key in TRAINING},
+    }
+
+
+def _select(found: Sequence[Score], mode: str, encoder: str | None = None) -> dict[str, Score]:
+    return {each.dataset: each for each in found if each.mode == mode and encoder in (None, each.encoder)}
+
+
+def _pairs(student: Scores, teacher: Scores) -> dict[str, tuple[list[float], list[float]]]:
+    """Per retrieval dataset the per-query values of student and teacher, in one order of queries.
+
+    A dataset in which the teacher finds nothing has no retention; it is left out, and `_notes` says so.
+    """
+    pairs = {}
+    for name, score in student.items():
+        reference = teacher.get(name)
+        if score.task != "retrieval" or reference is None or reference.value <= 0:
+            continue
+        if score.per_query.keys() != reference.per_query.keys():
+            raise LeafError(
+                f"'{score.encoder}' and its teacher were scored on other queries of {name}; evaluate again"
+            )
+        values = reference.per_query
+        pairs[name] = [score.per_query[query] for query in values], list(values.values())
+    return pairs
+
+
+def _held_out_errors(path: Path) -> list[float]:
+    """Held-out ε by epoch; the first is before training."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+        return [float(json.loads(line)["held_out_error"]) for line in lines]
+    except (ValueError, KeyError, TypeError) as error:
+        raise LeafError(f"{path} is damaged ({error}); delete {path.parent} and train again") from error
+
+
+def _texts(folder: Path, recipe: Recipe) -> dict[str, Any]:
+    """Counts and licence per text source. A licence that nobody wrote into the recipe stays None."""
+    licences = {name_of(source): source.licence for source in recipe.texts}
+    hub = [each.source.removeprefix("hub:") for each in recipe.texts if each.source.startswith("hub:")]
+    counts = _manifest(folder / "texts").get("sources", {})
+    return {
+        "sources": {
+            name: {"kept": each.get("kept"), "held_out": each.get("held_out"), "licence": licences.get(name)}
+            for name, each in counts.items()
+        },
+        "hub": list(dict.fromkeys(hub)),
+    }
+
+
+def _examples(path: Path) -> list[dict[str, Any]]:
+    """The example searches, each document marked with whether the teacher found it too."""
+    examples = _read(path, [])
+    for example in examples:
+        teachers = {document["id"] for document in example["answers"][0]["documents"]}
+        for document in (each for answer in example["answers"] for each in answer["documents"]):
+            document["text"] = " ".join(document["text"].split())  # a document's lines would break the tables
+            document["teacher_too"] = document["id"] in teachers
+    return examples
+
+
+def _notes(recipe: Recipe, teacher: Scores) -> list[str]:
+    """What a reader of the numbers should know."""
+    notes = [f"{score.dataset}: {note}" for score in teacher.values() for note in score.notes]
+    for name, score in teacher.items():
+        if score.task == "retrieval" and score.value <= 0:
+            notes.append(f"{name}: the teacher finds nothing, so there is no retention; left out of the mean")
+    if "held-out-pairs" in teacher:
+        notes.append(
+            "held-out-pairs comes from the sources of the training texts: it measures the domain trained on"
+        )
+    if recipe.evaluate.benchmarks:
+        notes.append(f"asked for and not measured: {', '.join(recipe.evaluate.benchmarks)}")
+    return notes
+
+
+def _manifest(folder: Path) -> dict[str, Any]:
+    manifest = read_manifest(folder)
+    if manifest is None:
+        raise LeafError(f"{folder} is not complete (no manifest.json); run the recipe again to finish it")
+    return manifest
+
+
+def _read(path: Path, missing: Json) -> Json:
+    """The JSON in `path`, or `missing` where there is no such file; another type than that one is damage."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return missing
+    except (OSError, ValueError) as error:
+        raise LeafError(f"{path} is damaged ({error}); delete its folder and run the recipe again") from error
+    if not isinstance(value, type(missing)):
+        raise LeafError(
+            f"{path} holds a JSON {type(value).__name__}; delete its folder and run the recipe again"
+        )
+    return value

@@ -1,0 +1,125 @@
+"""The figures of a report as SVG: small, with selectable text, in the reader's light or dark mode."""
+
+import io
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+from xml.sax.saxutils import quoteattr
+
+from leaf.report.data import MODES
+
+#: Drawn in this colour, then renamed to `currentColor`, which follows the page.
+INK = "#010203"
+#: Near Okabe and Ito's, which the colour-blind can tell apart, at 3:1 or more against white and near-black.
+COLOURS = ("#0f9d6b", "#d9660a", "#4a86e8", "#c2559d", "#8a8d33", "#7c8792")
+MODE_COLOURS = {"standard": "#7c8792", "asymmetric": "#0f9d6b"}
+#: Inches at 72 px: narrow, so that a phone shrinks the words little.
+WIDTH = 4.5
+THEME = "svg{color:#1d2320}@media(prefers-color-scheme:dark){svg{color:#e4e9e6}}"
+STYLE: Any = {  # plain names here, literal types in matplotlib's stubs
+    "svg.fonttype": "none",  # words stay words: searchable, and small
+    "svg.hashsalt": "leaf",  # the same figure has the same bytes
+    "font.size": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.alpha": 0.15,
+    "grid.color": INK,
+    "legend.frameon": False,
+    **dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), INK),
+}
+
+
+Student = Mapping[str, Any]
+
+
+class Figure(NamedTuple):
+    """One figure: its title, what it says for those who do not see it, and the SVG."""
+
+    title: str
+    alt: str
+    svg: str
+
+
+def draw_figures(students: Sequence[Student]) -> dict[str, Figure]:
+    """The figures that there is data for, by name; none without matplotlib (`pip install 'leaf[plot]'`)."""
+    try:
+        import matplotlib
+        from matplotlib.figure import Figure as Canvas
+    except ImportError:
+        return {}
+    figures = {}
+    with matplotlib.rc_context(STYLE):
+        for name, title, draw in (
+            ("retention", "Share of the teacher's nDCG@10 that is kept", _retention),
+            ("error", "Held-out distance to the teacher while training", _error),
+        ):
+            canvas = Canvas(layout="constrained")
+            alt = draw(canvas, students)
+            if alt is not None:
+                figures[name] = Figure(title, alt, _svg(canvas, name, alt))
+    return figures
+
+
+def _retention(canvas: Any, students: Sequence[Student]) -> str | None:
+    """Bars from 0, so that their lengths compare; whiskers are the 95 % intervals."""
+    students = [student for student in students if all(student["intervals"].values())]
+    if not students:
+        return None
+    canvas.set_size_inches(WIDTH, 1.1 + 0.75 * len(students))
+    axes = canvas.add_subplot()
+    highest, said = 100.0, []
+    for row, student in enumerate(students):
+        for mode, shift in zip(MODES, (0.2, -0.2), strict=True):
+            value, (low, high) = student["retention"][mode], student["intervals"][mode]
+            bar = {"color": MODE_COLOURS[mode], "label": mode if row == 0 else None}
+            whisker = {"ecolor": INK, "elinewidth": 1.2, "capsize": 3}
+            reach = [[max(0, value - low)], [max(0, high - value)]]  # rounding can put a bound past the value
+            axes.barh(row - shift, value, 0.36, xerr=reach, error_kw=whisker, **bar)
+            axes.annotate(
+                f"{value:.1f}", (max(high, 100), row - shift), (6, 0), textcoords="offset points", va="center"
+            )
+            highest = max(highest, high)
+            said.append(f"{student['name']} {mode} {value:.1f} ({low:.1f} to {high:.1f})")
+    axes.axvline(100, color=INK, linewidth=1, linestyle="--")
+    axes.set_yticks(range(len(students)), [student["name"] for student in students])
+    axes.set(xlim=(0, highest + 9), ylim=(len(students) - 0.5, -0.5), xlabel="% of the teacher's nDCG@10")
+    axes.tick_params(axis="y", length=0)
+    axes.grid(axis="y", visible=False)
+    canvas.legend(loc="outside upper right", ncols=2)
+    return "Percent of the teacher's nDCG@10, with 95 % intervals: " + "; ".join(said) + "."
+
+
+def _error(canvas: Any, students: Sequence[Student]) -> str | None:
+    """Held-out ε after each epoch; epoch 0 is before training, and a ring marks the epoch that was kept."""
+    students = [student for student in students if student["errors"]]
+    if not students:
+        return None
+    canvas.set_size_inches(WIDTH, 2.9)
+    axes = canvas.add_subplot()
+    said = []
+    for position, student in enumerate(students):
+        errors, colour = student["errors"], COLOURS[position % len(COLOURS)]
+        axes.plot(errors, color=colour, linewidth=1.8, marker="o", markersize=3, label=student["name"])
+        kept = student["best_epoch"]
+        if kept is not None and kept < len(errors):
+            axes.plot(kept, errors[kept], "o", markersize=8, markerfacecolor="none", color=colour)
+        said.append(
+            f"{student['name']} from {errors[0]:.3f} to {min(errors):.3f} in {len(errors) - 1} epochs"
+        )
+    axes.set(xlabel="epoch (0: before training)", ylabel="held-out ε", ylim=(0, None))
+    axes.locator_params(axis="x", integer=True)
+    canvas.legend(loc="outside upper right", ncols=min(3, len(students)))
+    return "Mean held-out distance ε to the teacher's vectors by epoch: " + "; ".join(said) + "."
+
+
+def _svg(canvas: Any, name: str, alt: str) -> str:
+    """The SVG without prolog and metadata, ready to be inlined beside others: no id is used twice."""
+    buffer = io.StringIO()
+    nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+    canvas.savefig(buffer, format="svg", transparent=True, metadata=nothing)
+    svg = buffer.getvalue()
+    svg = svg[svg.index("<svg") :].replace(INK, "currentColor").replace("*{", f"{THEME}svg *{{", 1)
+    svg = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{name}-", svg)
+    return svg.replace("<svg", f'<svg role="img" aria-label={quoteattr(alt)}', 1)

@@ -1,0 +1,131 @@
+"""The run folder: where stages meet, through files alone.
+
+Each stage reads finished artifacts and writes one of its own, closed by a `manifest.json` that is written last, so its
+presence means complete. A manifest holds what went in; a stage whose inputs are unchanged is skipped, and a stage whose
+inputs differ is refused by name rather than mixed with what is there.
+
+    runs/demo/recipe.toml  texts/  embeddings/<key>/  checkpoints/  student*/  scores/  speed/  report.*  figures/
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from leaf.errors import LeafError
+from leaf.files import digest, write_json, write_text
+from leaf.provenance import provenance
+from leaf.recipe import Recipe
+
+MANIFEST = "manifest.json"
+#: Changed when a stage's output changes shape, so that old folders are refused instead of misread.
+FORMAT = 1
+
+
+class Stage:
+    """One artifact folder and the inputs it has to match.
+
+    `inputs` is plain JSON data: settings, and the fingerprints of the stages it reads.
+    """
+
+    def __init__(self, folder: Path, inputs: Mapping[str, Any]) -> None:
+        self.folder = folder
+        self.inputs = {**inputs, "format": FORMAT}
+        self.fingerprint = digest(self.inputs)
+
+    @property
+    def manifest(self) -> dict[str, Any] | None:
+        """The manifest if this stage is complete with these inputs, None if it is not complete.
+
+        Raises `LeafError` naming the field when a complete artifact was made from other inputs.
+        """
+        manifest = read_manifest(self.folder)
+        if manifest is None or manifest["fingerprint"] == self.fingerprint:
+            return manifest
+        raise LeafError(
+            f"{self.folder} was made from other inputs ({difference(manifest['inputs'], self.inputs)}); "
+            "choose another --out, or delete that folder to make it again"
+        )
+
+    def close(self, **facts: Any) -> dict[str, Any]:
+        """Writes the manifest and returns it; `facts` are what the stage learned. Call this last."""
+        manifest = {
+            "fingerprint": self.fingerprint,
+            "inputs": self.inputs,
+            **facts,
+            "provenance": provenance(),
+        }
+        write_json(self.folder / MANIFEST, manifest)
+        return manifest
+
+
+class Run:
+    """A run folder that belongs to one recipe and, while locked, to one process."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Keeps a second writer out. The lock goes with the process, so a killed run leaves none behind."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.folder / "run.lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout as error:
+            raise LeafError(f"{self.folder} is in use by another process; wait for it or choose another --out") from error
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def claim(self, recipe: Recipe) -> None:
+        """Takes the folder for this recipe: writes `recipe.toml`, or checks that the one there says the same."""
+        path = self.folder / "recipe.toml"
+        if not path.is_file():
+            write_text(path, recipe.to_toml())
+            return
+        known, wanted = (each.model_dump(mode="json") for each in (Recipe.load(path), recipe))
+        if known != wanted:
+            raise LeafError(
+                f"{self.folder} belongs to another recipe ({difference(known, wanted)}); choose another --out, "
+                "or delete the folder to start again"
+            )
+
+    def stage(self, name: str, inputs: Mapping[str, Any]) -> Stage:
+        """The artifact folder `name` of this run, to be made from `inputs`."""
+        return Stage(self.folder / name, inputs)
+
+
+def read_manifest(folder: Path) -> dict[str, Any] | None:
+    """The manifest of an artifact folder, or None where it is not complete. A damaged manifest is a `LeafError`."""
+    path = folder / MANIFEST
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise LeafError(f"{path} is damaged ({error}); delete {folder} and run again") from error
+    assert isinstance(manifest, dict)
+    return manifest
+
+
+def difference(known: Any, wanted: Any, path: str = "") -> str:
+    """Names the first field in which two JSON values differ: `teacher.model was 'a', is now 'b'`."""
+    if isinstance(known, dict) and isinstance(wanted, dict):
+        for key in [*known, *(key for key in wanted if key not in known)]:
+            if known.get(key) != wanted.get(key):
+                return difference(known.get(key), wanted.get(key), f"{path}.{key}" if path else str(key))
+    if isinstance(known, list) and isinstance(wanted, list) and len(known) == len(wanted):
+        for index, (before, after) in enumerate(zip(known, wanted, strict=True)):
+            if before != after:
+                return difference(before, after, f"{path}[{index}]")
+
+    def short(value: Any) -> str:
+        text = json.dumps(value, ensure_ascii=False)
+        return text if len(text) <= 60 else text[:57] + "…"
+
+    return f"{path or 'value'} was {short(known)}, is now {short(wanted)}"

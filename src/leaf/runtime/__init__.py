@@ -1,0 +1,1 @@
+"""What runs where queries are answered. Nothing here imports torch."""

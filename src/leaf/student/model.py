@@ -1,0 +1,249 @@
+"""The student of Eq. 1: how it is built, run while training, and saved.
+
+    Transformer → Pooling(mean) → Dense(identity) → Normalize, the last only if the teacher's vectors have unit length
+
+It *is* a Sentence Transformers model from the first step, so nothing is converted, and nothing can be lost, on saving.
+The lookup-table student (`layers = []`) is `StaticEmbedding → Normalize`: a linear head commutes with a mean, so the
+head of a student without layers is folded into its table.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import Dense, Normalize, Pooling, StaticEmbedding, Transformer
+from torch import Tensor, nn
+
+from leaf.encoder import Role
+from leaf.errors import LeafError
+from leaf.models import resolve_model
+from leaf.recipe import Student as Settings
+from leaf.student.ridge import Head
+from leaf.teacher.model import load_sentence_transformer
+
+#: Where each module is found by every reader. Releases before 5.4, text-embeddings-inference and vLLM mis-read the newer
+#: paths without a word (wrong pooling, no Dense), and newer releases read these.
+MODULE_PATH = "sentence_transformers.models."
+#: Module configs in the words that all of them know: newer ones are errors to older readers, and not the reverse.
+_CONFIGS = {
+    "?_Pooling/config.json": lambda config: {
+        "word_embedding_dimension": config["embedding_dimension"],
+        "pooling_mode_cls_token": config["pooling_mode"] == "cls",
+        "pooling_mode_mean_tokens": config["pooling_mode"] == "mean",
+        "pooling_mode_max_tokens": False,
+        "pooling_mode_mean_sqrt_len_tokens": False,
+    },
+    "?_Dense/config.json": lambda config: {
+        key: config[key] for key in ("in_features", "out_features", "bias", "activation_function")
+    },
+}
+
+
+class Student(nn.Module):
+    """A Sentence Transformers model in training, with the prompts of its teacher."""
+
+    def __init__(self, model: SentenceTransformer, prompts: Mapping[Role, str]) -> None:
+        super().__init__()
+        self.model = model
+        self.prompts = dict(prompts)
+        model.prompts = dict(prompts)
+
+    @property
+    def is_table(self) -> bool:
+        """Whether this is the lookup-table student."""
+        return isinstance(self.model[0], StaticEmbedding)
+
+    @property
+    def num_parameters(self) -> int:
+        """Trained parameters: backbone and head."""
+        return sum(parameter.numel() for parameter in self.model.parameters())
+
+    @property
+    def num_layers(self) -> int:
+        """Transformer layers."""
+        return 0 if self.is_table else int(self.model[0].auto_model.config.num_hidden_layers)
+
+    @property
+    def vocabulary_size(self) -> int:
+        """Token ids are below this."""
+        table = self.model[0].embedding if self.is_table else self.model[0].auto_model.get_input_embeddings()
+        return int(table.num_embeddings)
+
+    def tokenize(self, texts: Sequence[str], role: Role) -> list[list[int]]:
+        """Token ids of each text exactly as Sentence Transformers will make them at query time, prompt included."""
+        if not texts:
+            return []
+        features = self.model[0].preprocess(list(texts), prompt=self.prompts.get(role) or None)
+        if self.is_table:
+            ends = [*features["offsets"].tolist()[1:], len(features["input_ids"])]
+            ids = features["input_ids"].tolist()
+            return [ids[start:end] for start, end in zip(features["offsets"].tolist(), ends, strict=True)]
+        masks = features["attention_mask"].bool()
+        return [ids[mask].tolist() for ids, mask in zip(features["input_ids"], masks, strict=True)]
+
+    def collate(self, texts: Sequence[NDArray[Any]]) -> dict[str, Tensor]:
+        """Token ids of a batch as the model's input: padded with a mask, or end to end with offsets for a table."""
+        lengths = np.array([len(each) for each in texts])
+        if self.is_table:
+            flat = torch.from_numpy(np.concatenate(texts).astype(np.int64))
+            return {"input_ids": flat, "offsets": torch.from_numpy(np.cumsum(lengths) - lengths)}
+        mask = np.arange(lengths.max()) < lengths[:, None]
+        ids = np.full(mask.shape, self.model[0].tokenizer.pad_token_id or 0, dtype=np.int64)
+        ids[mask] = np.concatenate(texts)
+        return {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(mask.astype(np.int64))}
+
+    def forward(self, features: dict[str, Tensor], compute_dtype: torch.dtype = torch.float32) -> Tensor:
+        """Vectors `[n, d]` in float32. Only the backbone computes in `compute_dtype`; pooling, head and norm do not."""
+        pooled = self.pool(features, compute_dtype)
+        for module in list(self.model)[1 if self.is_table else 2 :]:
+            pooled = module(pooled)
+        vectors: Tensor = pooled["sentence_embedding"]
+        return vectors
+
+    def pool(self, features: dict[str, Tensor], compute_dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
+        """The features up to and with the pooled states, float32 `[n, d']`: what the head is fitted on."""
+        lower = compute_dtype != torch.float32 and not self.is_table
+        device = features["input_ids"].device.type
+        with torch.autocast(device, dtype=compute_dtype) if lower else nullcontext():
+            features = self.model[0](dict(features))
+        if self.is_table:
+            return features
+        features["token_embeddings"] = features["token_embeddings"].float()
+        pooled: dict[str, Tensor] = self.model[1](features)
+        return pooled
+
+    def set_head(self, head: Head) -> None:
+        """Takes a fitted head; a table has it folded in: `mean(E)·W + b = mean(E·W + b)`."""
+        with torch.no_grad():
+            if self.is_table:
+                table = self.model[0]
+                folded = table.embedding.weight @ head.weight.T + head.bias
+                self.model[0] = StaticEmbedding(table.tokenizer, embedding_weights=folded.contiguous())
+            else:
+                dense = self.model[2].linear
+                dense.weight.copy_(head.weight)
+                if dense.bias is not None:
+                    dense.bias.copy_(head.bias)
+
+    def save(self, folder: Path) -> None:
+        """Writes the Sentence Transformers folder, readable by old and new releases and by other runtimes."""
+        # Sentence Transformers writes a card of its own; ours comes with the report.
+        self.model.save(str(folder), create_model_card=False)
+        modules = json.loads((folder / "modules.json").read_text())
+        for module in modules:
+            module["type"] = MODULE_PATH + module["type"].rsplit(".", 1)[-1]
+        (folder / "modules.json").write_text(json.dumps(modules, indent=2) + "\n")
+        for config, keys in _CONFIGS.items():
+            for path in folder.glob(config):
+                written = json.loads(path.read_text())
+                path.write_text(json.dumps(keys(written), indent=2) + "\n")
+        if not self.is_table:
+            transformer: dict[str, Any] = {"max_seq_length": self.model.max_seq_length, "do_lower_case": False}
+            if hasattr(self.model[0].auto_model, "pooler"):
+                # The checkpoint has no pooler, and without this every load would draw a random one and warn of it.
+                transformer["model_args"] = {"add_pooling_layer": False}
+            (folder / "sentence_bert_config.json").write_text(json.dumps(transformer, indent=2) + "\n")
+
+
+def build_student(
+    settings: Settings,
+    teacher_folder: str,
+    prompts: Mapping[Role, str],
+    dim: int,
+    *,
+    normalise: bool,
+    max_length: int | None,
+    similarity: str,
+    seed: int,
+) -> Student:
+    """An untrained student of `settings` that answers with `dim` dimensions.
+
+    `teacher_folder` stands in for `backbone = "teacher"`; `max_length` is the teacher's, in tokens, used where the
+    settings name none. Raises `LeafError` for a backbone that cannot be loaded or has not the layers asked for.
+    """
+    torch.manual_seed(seed)  # the head, and a fresh backbone's missing weights, start the same in every run
+    folder = teacher_folder if settings.backbone == "teacher" else resolve_model(settings.backbone)
+    revision = None if settings.backbone == "teacher" else settings.revision
+    loaded = load_sentence_transformer(folder, revision, "float32", "cpu")
+    transformer = loaded[0]
+    if not isinstance(transformer, Transformer):
+        raise LeafError(
+            f"student.backbone '{settings.backbone}' is a {type(transformer).__name__}, not a Transformer; name a "
+            "Transformers encoder"
+        )
+    limit = _shortest(settings.max_length or max_length, transformer.max_seq_length)
+    if settings.layers == ():
+        modules: list[nn.Module] = [_table(transformer, limit)]
+    else:
+        if settings.layers is not None:
+            pick_layers(transformer.auto_model, settings.layers)
+        if getattr(transformer.auto_model, "pooler", None) is not None:
+            transformer.auto_model.pooler = None  # read by nobody, and 590k parameters in a BERT-base
+        transformer.max_seq_length = limit
+        width = transformer.get_embedding_dimension()
+        modules = [
+            transformer,
+            Pooling(width, pooling_mode=settings.pooling),
+            Dense(width, dim, bias=settings.bias, activation_function=nn.Identity()),
+        ]
+    if normalise:
+        modules.append(Normalize())
+    model = SentenceTransformer(modules=modules, device="cpu", similarity_fn_name=similarity)
+    return Student(model.eval(), prompts)
+
+
+def pick_layers(backbone: nn.Module, layers: Sequence[int]) -> None:
+    """Keeps only `layers` of a Transformers encoder, in the order given, and says so in its config."""
+    config = backbone.config
+    total = config.num_hidden_layers
+    if max(layers) >= total:
+        raise LeafError(f"student.layers names layer {max(layers)}, but the backbone has layers 0 to {total - 1}")
+    stacks = [
+        (parent, name, child)
+        for parent in backbone.modules()
+        for name, child in parent.named_children()
+        if isinstance(child, nn.ModuleList) and len(child) == total
+    ]
+    if len(stacks) != 1:
+        raise LeafError(f"cannot find the layers of a {type(backbone).__name__}; leave student.layers out to keep all")
+    parent, name, stack = stacks[0]
+    setattr(parent, name, nn.ModuleList(stack[layer] for layer in layers))
+    config.num_hidden_layers = len(layers)
+    if isinstance(getattr(config, "layer_types", None), list):
+        # ModernBERT and its kin say per layer whether attention is local; a picked layer keeps its own kind.
+        config.layer_types = [config.layer_types[layer] for layer in layers]
+    with torch.device("meta"):
+        reloaded = type(backbone)(config).state_dict().keys()
+    lost = next((key for key in backbone.state_dict() if key not in reloaded and "pooler" not in key), None)
+    if lost is not None:
+        # ModernBERT's layer 0 has no norm of its own, so any other layer in its place would lose one on loading.
+        raise LeafError(
+            f"student.layers = {list(layers)}: a {type(backbone).__name__} of this shape has no place for {lost}; "
+            "let layer 0 come first"
+        )
+
+
+def _table(transformer: Transformer, max_length: int | None) -> StaticEmbedding:
+    """The backbone's word embeddings as a lookup table, before any head is folded in."""
+    tokenizer = transformer.tokenizer
+    if not getattr(tokenizer, "is_fast", False):
+        raise LeafError("a lookup-table student (layers = []) needs a fast tokenizer; choose another backbone")
+    weights = transformer.auto_model.get_input_embeddings().weight.detach().clone().float()
+    table = StaticEmbedding(tokenizer, embedding_weights=weights)
+    if max_length is None:
+        table.tokenizer.no_truncation()
+    else:
+        # Saved inside tokenizer.json, so that every reader cuts where the student was trained to be cut.
+        table.tokenizer.enable_truncation(max_length)
+    return table
+
+
+def _shortest(*lengths: int | float | None) -> int | None:
+    known = [int(length) for length in lengths if length is not None and length < 1e9]
+    return min(known) if known else None

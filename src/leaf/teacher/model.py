@@ -1,0 +1,181 @@
+"""Sentence Transformers models as `Encoder`s: the teacher, and every student that this package saves.
+
+A plain Transformers folder is loaded as Sentence Transformers does it, with mean pooling.
+"""
+
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from sentence_transformers import SentenceTransformer
+
+from leaf.encoder import Advance, Role, Vectors
+from leaf.errors import LeafError
+from leaf.files import digest, file_digest
+from leaf.models import resolve_model, short_name
+
+#: Batches encoded between two calls of `advance`; Sentence Transformers sorts by length within such a chunk.
+BATCHES_PER_CHUNK = 8
+#: Prompt names that mean "document", in Sentence Transformers' order.
+DOCUMENT_PROMPTS = ("document", "passage", "corpus")
+#: Files of a model folder that can change its vectors.
+IDENTITY_SUFFIXES = {".safetensors", ".bin", ".json", ".txt", ".model"}
+
+
+class SentenceTransformerEncoder:
+    """A Sentence Transformers model that applies the prompt of each role.
+
+    `prompts` overrides the model's own, `max_length` (tokens) shortens it. Weights are loaded in `compute_dtype`
+    whatever the checkpoint stores: transformers 5 would otherwise compute a float16 checkpoint in float16 on a CPU.
+    Raises `LeafError` when there is no such model, or no hub to fetch it from.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        *,
+        name: str | None = None,
+        revision: str | None = None,
+        prompts: Mapping[Role, str] | None = None,
+        max_length: int | None = None,
+        compute_dtype: Literal["float32", "bfloat16", "float16"] = "float32",
+        device: str | None = None,
+    ) -> None:
+        self.model_id = model
+        self.name = name or short_name(model)
+        self.folder = resolve_model(model)
+        self.model = load_sentence_transformer(self.folder, revision, compute_dtype, device)
+        if max_length is not None:
+            self.model.max_seq_length = min(max_length, self.model.max_seq_length or max_length)
+        own = self.model.prompts
+        self.prompts: dict[Role, str] = {
+            "query": own.get("query") or "",
+            "document": next((own[each] for each in DOCUMENT_PROMPTS if own.get(each)), ""),
+            **(prompts or {}),
+        }
+        self.compute_dtype = compute_dtype
+        self.dim = _dimension(self.model)
+        function = str(self.model.similarity_fn_name or "cosine")
+        self.similarity: Literal["cosine", "dot"] = "dot" if function.startswith("dot") else "cosine"
+
+    @property
+    def max_length(self) -> int | None:
+        """Tokens after which a text is cut, special tokens included; None where the model has no limit."""
+        length = self.model.max_seq_length
+        return None if length is None or length == float("inf") else int(length)
+
+    def identity(self) -> dict[str, Any]:
+        """Everything that can change this model's vectors, as plain JSON: the teacher half of a cache key."""
+        config = getattr(self.model.transformers_model, "config", None)
+        commit = getattr(config, "_commit_hash", None)
+        return {
+            "model": self.model_id,
+            "weights": commit or _folder_digest(Path(self.folder)),
+            "prompts": dict(self.prompts),
+            "modules": [_describe(module) for module in self.model],
+            "max_length": self.max_length,
+            "dim": self.dim,
+            "similarity": self.similarity,
+            "compute_dtype": self.compute_dtype,
+        }
+
+    def encode_query(
+        self, texts: Sequence[str], *, batch_size: int = 32, advance: Advance | None = None
+    ) -> Vectors:
+        """Vectors of queries, float32 `[n, dim]`."""
+        return self.encode(texts, "query", batch_size=batch_size, advance=advance)
+
+    def encode_document(
+        self, texts: Sequence[str], *, batch_size: int = 32, advance: Advance | None = None
+    ) -> Vectors:
+        """Vectors of documents, float32 `[n, dim]`."""
+        return self.encode(texts, "document", batch_size=batch_size, advance=advance)
+
+    def encode(
+        self, texts: Sequence[str], role: Role, *, batch_size: int = 32, advance: Advance | None = None
+    ) -> Vectors:
+        """Vectors of texts in one role, float32 `[n, dim]`; `advance` hears of every finished chunk."""
+        vectors = np.empty((len(texts), self.dim), dtype=np.float32)
+        # Longest first: padding is least among neighbours, and a batch that does not fit in memory fails at once.
+        order = sorted(range(len(texts)), key=lambda row: -len(texts[row]))
+        for start in range(0, len(order), batch_size * BATCHES_PER_CHUNK):
+            rows = order[start : start + batch_size * BATCHES_PER_CHUNK]
+            encoded = self.model.encode(
+                [texts[row] for row in rows],
+                prompt=self.prompts[role] or None,
+                batch_size=batch_size,
+                convert_to_numpy=True,
+                show_progress_bar=False,
+            )
+            vectors[rows] = encoded.astype(np.float32, copy=False)
+            if advance:
+                advance(len(rows))
+        return vectors
+
+
+def load_sentence_transformer(
+    model: str, revision: str | None = None, compute_dtype: str = "float32", device: str | None = None
+) -> SentenceTransformer:
+    """Loads a folder or hub id, or raises a `LeafError` that says in one line what is missing."""
+    folder = Path(model)
+    if folder.is_dir() and not any((folder / file).is_file() for file in ("modules.json", "config.json")):
+        raise LeafError(
+            f"{model} holds no model (no modules.json and no config.json); give a Sentence Transformers or "
+            "Transformers folder"
+        )
+    try:
+        return SentenceTransformer(
+            model, revision=revision, device=device, model_kwargs={"dtype": getattr(torch, compute_dtype)}
+        ).eval()
+    except Exception as error:
+        raise explain_load_error(model, error) from error
+
+
+def explain_load_error(model: str, error: Exception) -> Exception:
+    """The `LeafError` for a failed load of `model`; an error that is not about missing files comes back unchanged."""
+    reason = " ".join(str(error).split())
+    if Path(model).is_dir():
+        if isinstance(error, OSError | ValueError | KeyError) or type(error).__name__ == "SafetensorError":
+            return LeafError(f"{model} holds no usable model: {reason[:200]}")
+        return error
+    names = {cls.__name__ for cls in type(error).__mro__} | {
+        cls.__name__ for cls in type(error.__cause__ or error).__mro__
+    }
+    if names & {"RepositoryNotFoundError", "RevisionNotFoundError", "GatedRepoError"}:
+        return LeafError(f"the hub has no model '{model}' that you may read: {reason[:160]}")
+    if isinstance(error, OSError | RuntimeError) or names & {"HTTPError", "TransportError", "LocalEntryNotFoundError"}:
+        return LeafError(
+            f"cannot load '{model}': there is no such folder and no hub can be reached; give a local model folder, "
+            "or run once with a network so that the model is cached"
+        )
+    return error
+
+
+def _dimension(model: SentenceTransformer) -> int:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        dimension = model.get_embedding_dimension()
+    assert isinstance(dimension, int), "a text model knows its dimension"
+    return dimension
+
+
+def _describe(module: torch.nn.Module) -> str:
+    """Name and settings of a module, for the cache key: `Pooling{"pooling_mode": "mean", …}`."""
+    name = type(module).__name__
+    if name in ("Transformer", "StaticEmbedding"):
+        return name  # its settings are in the weights' digest, max_length and compute_dtype
+    config = module.get_config_dict() if hasattr(module, "get_config_dict") else {}
+    return f"{name}{config}" if config else name
+
+
+def _folder_digest(folder: Path) -> str:
+    """SHA-256 over names and contents of the files that can change a vector."""
+    files = sorted(
+        path
+        for path in folder.rglob("*")
+        if path.suffix in IDENTITY_SUFFIXES and "onnx" not in path.parts and "openvino" not in path.parts
+    )
+    return digest([[str(path.relative_to(folder)), file_digest(path)] for path in files])

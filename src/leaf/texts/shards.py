@@ -1,0 +1,78 @@
+"""What the texts stage leaves behind: Parquet shards of texts, and how they are read and named by content.
+
+for shard in iter_shards(Path("runs/demo/texts")):
+    print(len(shard.texts))
+"""
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from leaf.errors import LeafError
+from leaf.files import atomic_path
+
+HELD_OUT = "held-out.parquet"
+_NAMES = pa.dictionary(pa.int32(), pa.string())
+SCHEMA = pa.schema({"text": pa.string(), "kind": _NAMES, "source": _NAMES})
+
+
+class Shard(NamedTuple):
+    """The texts of one file with the role of each (`query` or `document`), in row order."""
+
+    texts: list[str]
+    kinds: list[str]
+
+
+def read_shard(path: Path) -> Shard:
+    """The texts and kinds of one shard. A damaged file is a `LeafError`."""
+    try:
+        table = pq.read_table(path, columns=["text", "kind"])
+        return Shard(table["text"].to_pylist(), table["kind"].to_pylist())
+    except (OSError, KeyError, UnicodeDecodeError, pa.ArrowException) as error:
+        problem = str(error).partition("\n")[0]
+        raise LeafError(f"{path} is damaged ({problem}); delete {path.parent} and run again") from error
+
+
+def iter_shards(folder: Path) -> Iterator[Shard]:
+    """The training shards in `folder` in order, one at a time. A gap in their numbers is a `LeafError`."""
+    paths = sorted(folder.glob("part-*.parquet"))
+    if not paths or [path.name for path in paths] != [shard_name(number) for number in range(len(paths))]:
+        raise LeafError(
+            f"{folder} does not hold every shard from {shard_name(0)} on; delete it and run again"
+        )
+    yield from map(read_shard, paths)
+
+
+def shard_name(number: int) -> str:
+    """The file name of a training shard."""
+    return f"part-{number:05}.parquet"
+
+
+def shard_digest(texts: Iterable[str], kinds: Iterable[str]) -> str:
+    """SHA-256 (hex) of the rows' texts and kinds, which does not depend on how Parquet encodes them.
+
+    Every field is preceded by its length, so that no two different shards feed the hash the same bytes.
+    """
+    content = hashlib.sha256()
+    for row in zip(texts, kinds, strict=True):
+        for field in row:
+            data = field.encode()
+            content.update(len(data).to_bytes(8, "little"))
+            content.update(data)
+    return content.hexdigest()
+
+
+def write_shard(path: Path, rows: pa.Table) -> dict[str, Any]:
+    """Writes `rows` (see `SCHEMA`) and returns the file's name, rows, bytes and digest."""
+    with atomic_path(path) as temporary:
+        pq.write_table(rows.cast(SCHEMA), temporary, compression="zstd")
+    return {
+        "file": path.name,
+        "rows": rows.num_rows,
+        "bytes": path.stat().st_size,
+        "digest": shard_digest(rows["text"].to_pylist(), rows["kind"].to_pylist()),
+    }

@@ -1,0 +1,171 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+from conftest import sentences
+
+from leaf.errors import LeafError
+from leaf.recipe import Student as Settings
+from leaf.recipe import Train
+from leaf.student import train as module
+from leaf.student.data import Examples
+from leaf.student.model import Student, build_student
+from leaf.student.train import held_out_error, start_head, train
+
+DIM = 24
+SETTINGS = Train(batch_size=8, cycles=2, epochs_per_cycle=2, lr=3e-3, final_lr=3e-4, length_window=2, compute_dtype="float32")
+
+
+def new_student(folder, layers=(0, 3)) -> Student:
+    student = build_student(
+        Settings(backbone=str(folder), layers=layers), str(folder), {}, DIM,
+        normalise=True, max_length=None, similarity="cosine", seed=0,
+    )  # fmt: skip
+    if student.is_table:
+        start_head(student, examples(student, 1, 0), 0, "cpu")
+    return student
+
+
+def examples(student: Student, count: int, seed: int) -> Examples:
+    """Targets are a fixed random projection of the words a text holds: something that can be learned."""
+    ids = student.tokenize(sentences(count, seed), "document")
+    words = torch.randn(2000, DIM, generator=torch.Generator().manual_seed(0)).numpy()
+    targets = np.stack([words[text].mean(axis=0) for text in ids])
+    targets /= np.linalg.norm(targets, axis=1, keepdims=True)
+    return Examples(
+        tokens=np.concatenate(ids).astype(np.uint16),
+        offsets=np.concatenate([[0], np.cumsum([len(text) for text in ids])]),
+        targets=targets.astype(np.float16),
+    )
+
+
+def run(folder, student, settings=SETTINGS, **arguments):
+    return train(
+        student, examples(student, 83, 0), examples(student, 40, 1), settings, folder, device="cpu", **arguments
+    )
+
+
+@pytest.mark.parametrize("layers", [(0, 3), ()])
+def test_training_brings_the_held_out_error_down_and_keeps_the_best_epoch(bert, tmp_path, layers):
+    student = new_student(bert, layers)
+    before = held_out_error(student, examples(student, 40, 1), "cpu")
+    # A table moves only the rows of the words it has seen, so 40 steps must be larger ones.
+    settings = SETTINGS if layers else SETTINGS.model_copy(update={"lr": 0.2})
+    outcome = run(tmp_path, student, settings)
+    assert outcome.error < 0.9 * before
+    assert held_out_error(student, examples(student, 40, 1), "cpu") == pytest.approx(outcome.error, abs=1e-6)
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["epoch"] for line in lines] == [0, 1, 2, 3, 4]
+    assert lines[0]["held_out_error"] == pytest.approx(before)
+    assert outcome.error == min(line["held_out_error"] for line in lines[1:])
+    assert (outcome.steps, outcome.epochs) == (40, 4)  # 83 texts make 10 batches of 8
+
+
+def test_the_held_out_error_is_the_mean_distance_between_unit_vectors(bert):
+    student = new_student(bert)
+    held = examples(student, 40, 1)
+    with torch.inference_mode():
+        vectors = student(student.collate(held.texts(range(40)))).numpy()
+    by_hand = np.sqrt(((vectors - held.targets.astype(np.float32)) ** 2).sum(axis=1)).mean()
+    assert held_out_error(student, held, "cpu") == pytest.approx(by_hand, abs=1e-6)
+
+
+class Killed(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("layers", [(0, 3), ()])
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+def test_a_run_killed_anywhere_ends_with_the_very_weights_of_an_uninterrupted_one(
+    bert, tmp_path, monkeypatch, layers, dropout
+):
+    settings = SETTINGS.model_copy(update={"checkpoint_minutes": 1e-9, "dropout": dropout})
+    whole = new_student(bert, layers)
+    expected = run(tmp_path / "whole", whole, settings)
+
+    real, killed_at, count = module._step, [0, 3, 9, 10, 25, 39], 0
+
+    def dies(*arguments):
+        nonlocal count
+        value = real(*arguments)  # the optimizer has moved, the resume point has not been written
+        count += 1
+        if killed_at and count > killed_at[0]:
+            killed_at.pop(0)
+            count = 0
+            raise Killed
+        return value
+
+    monkeypatch.setattr(module, "_step", dies)
+    torch.manual_seed(123)  # nothing may depend on the global generator's state at the time of resuming
+    for _ in range(len(killed_at) + 1):
+        student = new_student(bert, layers)
+        try:
+            outcome = run(tmp_path / "killed", student, settings)
+        except Killed:
+            continue
+        break
+    assert not killed_at or count < killed_at[0]
+    for name, value in whole.state_dict().items():
+        assert torch.equal(value, student.state_dict()[name]), name
+        assert torch.equal(expected.last_weights[name], outcome.last_weights[name]), name
+    assert (outcome.error, outcome.best_epoch) == (expected.error, expected.best_epoch)
+
+    def metrics(folder):
+        lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        return [{key: value for key, value in line.items() if key != "seconds"} for line in lines]
+
+    assert metrics(tmp_path / "killed") == metrics(tmp_path / "whole")
+
+
+def test_a_finished_run_called_again_only_reports(bert, tmp_path, monkeypatch):
+    first = run(tmp_path, new_student(bert))
+    monkeypatch.setattr(module, "_step", lambda *_: pytest.fail("trained again"))
+    again = run(tmp_path, new_student(bert))
+    assert (again.error, again.last_error, again.steps) == (first.error, first.last_error, first.steps)
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_optimizer_moves(bert, tmp_path):
+    student = new_student(bert)
+    before = {name: value.clone() for name, value in student.state_dict().items()}
+    data = examples(student, 83, 0)
+    data.targets[:] = np.inf
+    with pytest.raises(LeafError, match=r"the loss is (inf|nan); training stopped before the optimizer moved"):
+        train(student, data, examples(student, 40, 1), SETTINGS, tmp_path, device="cpu")
+    for name, value in student.state_dict().items():
+        assert torch.equal(value, before[name]), name
+
+
+def test_a_damaged_resume_point_is_one_clear_error(bert, tmp_path):
+    run(tmp_path, new_student(bert))
+    path = tmp_path / "resume.pt"
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(LeafError, match=r"resume\.pt is damaged; delete it"):
+        run(tmp_path, new_student(bert))
+
+
+def test_every_epoch_is_shown_to_the_caller(bert, tmp_path):
+    seen = []
+    run(tmp_path, new_student(bert), on_epoch=seen.append)
+    assert seen == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("layers", [(0, 3), ()])
+def test_the_closed_form_head_starts_nearer_to_the_teacher_than_a_random_one(bert, layers):
+    student = build_student(
+        Settings(backbone=str(bert), layers=layers), str(bert), {}, DIM,
+        normalise=True, max_length=None, similarity="cosine", seed=0,
+    )  # fmt: skip
+    data, held = examples(student, 400, 0), examples(student, 40, 1)
+    head = start_head(student, data, 400, "cpu")
+    random = held_out_error(new_student(bert, layers), held, "cpu")
+    fitted = held_out_error(student, held, "cpu")
+    assert fitted < 0.95 * random
+    assert fitted == pytest.approx(head.error, abs=0.15)  # what the fit promised, on other texts
+
+
+def test_bfloat16_reaches_nearly_the_error_of_float32(bert, tmp_path):
+    exact = run(tmp_path / "32", new_student(bert)).error
+    rounded = run(tmp_path / "16", new_student(bert), SETTINGS.model_copy(update={"compute_dtype": "bfloat16"})).error
+    assert rounded != exact
+    assert rounded == pytest.approx(exact, rel=0.05)
