@@ -18,9 +18,14 @@ RECIPE = Recipe.parse(
 def test_a_write_that_fails_leaves_the_old_file_and_no_rubbish(tmp_path):
     path = tmp_path / "f.txt"
     path.write_text("old")
-    with pytest.raises(RuntimeError), atomic_path(path) as temporary:
-        temporary.write_text("half")
-        raise RuntimeError
+
+    def dies() -> None:
+        with atomic_path(path) as temporary:
+            temporary.write_text("half")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        dies()
     assert path.read_text() == "old"
     assert [each.name for each in tmp_path.iterdir()] == ["f.txt"]
 

@@ -41,8 +41,10 @@ def test_leaf_ir_and_leaf_mt_have_the_papers_teachers_heads_and_texts():
     assert ir.teacher.model == "Snowflake/snowflake-arctic-embed-m-v1.5"
     assert mt.teacher.model == "mixedbread-ai/mxbai-embed-large-v1"
     assert (ir.students[0].bias, mt.students[0].bias) == (True, False)
-    assert ir.teacher.prompts["query"] == mt.teacher.prompts["query"] == (
-        "Represent this sentence for searching relevant passages: "
+    assert (
+        ir.teacher.prompts["query"]
+        == mt.teacher.prompts["query"]
+        == ("Represent this sentence for searching relevant passages: ")
     )
     assert ir.texts == mt.texts
     by_name = {source.name: source for source in ir.texts}

@@ -21,7 +21,12 @@ if TYPE_CHECKING:
 
 __all__ = ["AsymmetricEncoder", "Recipe", "__version__", "distill", "load"]
 
-_HOME = {"AsymmetricEncoder": "leaf.encoder", "Recipe": "leaf.recipe", "distill": "leaf.pipeline", "load": "leaf.load"}
+_HOME = {
+    "AsymmetricEncoder": "leaf.encoder",
+    "Recipe": "leaf.recipe",
+    "distill": "leaf.pipeline",
+    "load": "leaf.load",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -39,11 +39,16 @@ class As(StrEnum):
     document = "document"
 
 
-RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe that ships (see `leaf recipes`) or a .toml file.")]
+RecipeName = Annotated[
+    str, typer.Argument(metavar="RECIPE", help="A recipe that ships (see `leaf recipes`) or a .toml file.")
+]
 Out = Annotated[Path | None, typer.Option("--out", help="Run folder. Default: runs/<recipe name>.")]
 Limit = Annotated[int | None, typer.Option("--limit", min=1, help="Train on a sample of so many texts.")]
 Teacher = Annotated[str | None, typer.Option("--teacher", help="Another teacher than the recipe's.")]
-Set = Annotated[list[str] | None, typer.Option("--set", metavar="TABLE.FIELD=VALUE", help="Change one setting; repeatable.")]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="TABLE.FIELD=VALUE", help="Change one setting; repeatable."),
+]
 Device = Annotated[str | None, typer.Option("--device", help="cpu, cuda, cuda:1 … Default: a GPU where there is one.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs instead of a table.")]
 
@@ -98,7 +103,12 @@ def distill(
 
 @app.command()
 def texts(
-    recipe: RecipeName, out: Out = None, limit: Limit = None, teacher: Teacher = None, set_: Set = None, as_json: AsJson = False
+    recipe: RecipeName,
+    out: Out = None,
+    limit: Limit = None,
+    teacher: Teacher = None,
+    set_: Set = None,
+    as_json: AsJson = False,
 ) -> None:
     """Stage 1: read the sources, reject, deduplicate, hold out, write shards. Prints the counts per source."""
     with _pipeline(_recipe(recipe, limit, teacher, set_), out) as pipeline:
@@ -106,7 +116,7 @@ def texts(
     if as_json:
         _print_json(manifest)
         return
-    table = _table("source", *"read kept held-out rejected".split())
+    table = _table("source", *["read", "kept", "held-out", "rejected"])
     for name, counts in manifest["sources"].items():
         rejected = counts["rejected"]
         reasons = ", ".join(f"{reason} {count:,}" for reason, count in rejected.items() if count)
@@ -116,7 +126,12 @@ def texts(
 
 @app.command()
 def embed(
-    recipe: RecipeName, out: Out = None, limit: Limit = None, teacher: Teacher = None, set_: Set = None, device: Device = None
+    recipe: RecipeName,
+    out: Out = None,
+    limit: Limit = None,
+    teacher: Teacher = None,
+    set_: Set = None,
+    device: Device = None,
 ) -> None:
     """Stage 2: encode every text with the teacher, once; resumes by shard."""
     with _pipeline(_recipe(recipe, limit, teacher, set_), out, device) as pipeline:
@@ -129,7 +144,12 @@ def embed(
 
 @app.command()
 def train(
-    recipe: RecipeName, out: Out = None, limit: Limit = None, teacher: Teacher = None, set_: Set = None, device: Device = None
+    recipe: RecipeName,
+    out: Out = None,
+    limit: Limit = None,
+    teacher: Teacher = None,
+    set_: Set = None,
+    device: Device = None,
 ) -> None:
     """Stage 3: train every student of the recipe on the cached vectors; resumes exactly."""
     with _pipeline(_recipe(recipe, limit, teacher, set_), out, device) as pipeline:
@@ -150,16 +170,23 @@ def train(
 
 @app.command()
 def evaluate(
-    recipe: Annotated[str | None, typer.Argument(metavar="[RECIPE]", help="Score the students of this recipe's run.")] = None,
+    recipe: Annotated[
+        str | None, typer.Argument(metavar="[RECIPE]", help="Score the students of this recipe's run.")
+    ] = None,
     queries: Annotated[str | None, typer.Option("--queries", metavar="MODEL", help="Encoder of the queries.")] = None,
     documents: Annotated[
-        str | None, typer.Option("--documents", metavar="MODEL", help="Encoder of the documents (the teacher).")
+        str | None,
+        typer.Option("--documents", metavar="MODEL", help="Encoder of the documents (the teacher)."),
     ] = None,
     data: Annotated[
-        list[Path] | None, typer.Option("--data", metavar="DIR", help="BEIR folder or .tsv[.gz] set; repeatable.")
+        list[Path] | None,
+        typer.Option("--data", metavar="DIR", help="BEIR folder or .tsv[.gz] set; repeatable."),
     ] = None,
     bm25: Annotated[bool, typer.Option("--bm25", help="Also score BM25 on the retrieval sets.")] = False,
-    out: Annotated[Path | None, typer.Option("--out", help="Write the records into this folder (with a recipe: its run folder).")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", help="Write the records into this folder (with a recipe: its run folder)."),
+    ] = None,
     limit: Limit = None,
     teacher: Teacher = None,
     set_: Set = None,
@@ -193,7 +220,12 @@ def evaluate(
     else:
         scores = [each for dataset in sets for each in score(asked, dataset, "standard")]
         if bm25:
-            scores += [each for dataset in sets if isinstance(dataset, datasets.RetrievalSet) for each in evaluate_bm25(dataset)]
+            scores += [
+                each
+                for dataset in sets
+                if isinstance(dataset, datasets.RetrievalSet)
+                for each in evaluate_bm25(dataset)
+            ]
     if out is not None:
         records.write(scores, out)
     _print_scores(scores, as_json)
@@ -238,7 +270,8 @@ def encode(
 def verify(
     target: Annotated[str, typer.Argument(metavar="TARGET", help="A student folder.")],
     model: Annotated[
-        str | None, typer.Option("--model", help="Check this encoder against TARGET's space instead of TARGET itself.")
+        str | None,
+        typer.Option("--model", help="Check this encoder against TARGET's space instead of TARGET itself."),
     ] = None,
     device: Device = None,
     as_json: AsJson = False,
@@ -288,7 +321,9 @@ def _version(value: bool) -> None:
 
 @app.callback()
 def _options(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
 ) -> None:
     pass
 
@@ -336,14 +371,29 @@ def _print_scores(scores: list[Any], as_json: bool) -> None:
     table = _table("dataset", "measure", "mode", "encoder", "value", "queries")
     for each in scores:
         table.add_row(
-            each.dataset, each.measure, each.mode, each.encoder, f"{100 * each.value:.2f}", f"{each.num_queries:,}"
+            each.dataset,
+            each.measure,
+            each.mode,
+            each.encoder,
+            f"{100 * each.value:.2f}",
+            f"{each.num_queries:,}",
         )
     stdout.print(table)
 
 
 def _table(*columns: str) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
-    numeric = {"value", "queries", "layers", "parameters", "held-out ε", "seconds", "read", "kept", "held-out"}
+    numeric = {
+        "value",
+        "queries",
+        "layers",
+        "parameters",
+        "held-out ε",
+        "seconds",
+        "read",
+        "kept",
+        "held-out",
+    }
     for column in columns:
         table.add_column(column, justify="right" if column in numeric else "left")
     return table

@@ -38,14 +38,10 @@ class Encoder(Protocol):
     def similarity(self) -> Literal["cosine", "dot"]:
         """How two vectors of this space are compared."""
 
-    def encode_query(
-        self, texts: Sequence[str], *, batch_size: int = 32, advance: Advance | None = None
-    ) -> Vectors:
+    def encode_query(self, texts: Sequence[str], *, batch_size: int = 32, advance: Advance | None = None) -> Vectors:
         """Vectors of queries, float32 `[n, dim]`."""
 
-    def encode_document(
-        self, texts: Sequence[str], *, batch_size: int = 32, advance: Advance | None = None
-    ) -> Vectors:
+    def encode_document(self, texts: Sequence[str], *, batch_size: int = 32, advance: Advance | None = None) -> Vectors:
         """Vectors of documents, float32 `[n, dim]`."""
 
 
@@ -68,14 +64,10 @@ class AsymmetricEncoder:
         # The index was made by the document encoder, so its way of comparing is the one that holds.
         self.similarity: Literal["cosine", "dot"] = documents.similarity
 
-    def encode_query(
-        self, texts: Sequence[str], *, batch_size: int = 32, advance: Advance | None = None
-    ) -> Vectors:
+    def encode_query(self, texts: Sequence[str], *, batch_size: int = 32, advance: Advance | None = None) -> Vectors:
         """Vectors of queries by the query encoder, float32 `[n, dim]`."""
         return self.queries.encode_query(texts, batch_size=batch_size, advance=advance)
 
-    def encode_document(
-        self, texts: Sequence[str], *, batch_size: int = 32, advance: Advance | None = None
-    ) -> Vectors:
+    def encode_document(self, texts: Sequence[str], *, batch_size: int = 32, advance: Advance | None = None) -> Vectors:
         """Vectors of documents by the document encoder, float32 `[n, dim]`."""
         return self.documents.encode_document(texts, batch_size=batch_size, advance=advance)

@@ -14,7 +14,9 @@ def load(model: str | Path, *, device: str | None = None, name: str | None = Non
     model or no hub to fetch it from.
     """
     if str(model).endswith(".onnx") or str(model).startswith("openai:"):
-        raise LeafError(f"'{model}': ONNX files and API endpoints cannot be loaded yet; give a model folder or a hub id")
+        raise LeafError(
+            f"'{model}': ONNX files and API endpoints cannot be loaded yet; give a model folder or a hub id"
+        )
     from leaf.teacher.model import SentenceTransformerEncoder
 
     return SentenceTransformerEncoder(str(model), device=device, name=name)

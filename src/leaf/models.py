@@ -32,5 +32,5 @@ def resolve_model(model: str) -> str:
 
 
 def short_name(model: str) -> str:
-    """The last part of a model name, for tables: `Snowflake/snowflake-arctic-embed-xs` → `snowflake-arctic-embed-xs`."""
+    """The last part of a model name, for tables: `intfloat/e5-small-v2` → `e5-small-v2`."""
     return model.rstrip("/").rsplit("/", 1)[-1]

@@ -38,7 +38,7 @@ from leaf.teacher.cache import read_vectors
 from leaf.teacher.embed import cache_folder, cache_key, embed
 from leaf.teacher.model import SentenceTransformerEncoder
 from leaf.texts.prepare import prepare
-from leaf.texts.shards import read_shard
+from leaf.texts.shards import Shard, read_shard
 from leaf.texts.sources import identity as source_identity
 
 STAGES = ("texts", "embed", "train", "evaluate", "report")
@@ -79,7 +79,7 @@ class Pipeline:
     def texts(self) -> dict[str, Any]:
         """Reads the sources into shards, with a held-out split."""
         self.run.claim(self.recipe)
-        sources = [{**source.model_dump(mode="json"), "is": source_identity(source)} for source in self.recipe.texts]
+        sources = [source_identity(source) for source in self.recipe.texts]
         stage = self.run.stage("texts", {"texts": sources, "prepare": self.recipe.prepare.model_dump(mode="json")})
         if (manifest := stage.manifest) is not None:
             return manifest
@@ -129,6 +129,8 @@ class Pipeline:
                 f"not measured: {', '.join(self.recipe.evaluate.benchmarks)} (public benchmarks cannot be fetched yet; "
                 "name local BEIR folders in evaluate.data)"
             )
+        if stage.folder.exists():
+            shutil.rmtree(stage.folder)  # scores of an evaluation that was interrupted
         encoders: dict[str, Encoder] = {
             name: load(self.run.folder / name, device=self.device, name=name) for name in students
         }
@@ -141,7 +143,11 @@ class Pipeline:
             answers = examples(self.recipe.evaluate.examples, self.teacher, encoders, searched, cache)
         write_json(stage.folder / "examples.json", answers)
         self._time_queries(encoders)
-        return stage.close(datasets=[dataset.name for dataset in loaded], num_scores=len(scores))
+        return stage.close(
+            datasets=[dataset.name for dataset in loaded],
+            num_scores=len(scores),
+            teacher_parameters=self.teacher.num_parameters,
+        )
 
     def report(self) -> dict[str, Any]:
         """Writes report.md, report.html, report.json, the figures and every student's model card."""
@@ -155,15 +161,18 @@ class Pipeline:
     def teacher(self) -> SentenceTransformerEncoder:
         """The teacher, loaded when first needed."""
         settings = self.recipe.teacher
-        return SentenceTransformerEncoder(
+        teacher = SentenceTransformerEncoder(
             settings.model,
             name=settings.name,
             revision=settings.revision,
             prompts=settings.prompts,
             max_length=settings.max_length,
-            compute_dtype=settings.compute_dtype,
+            compute_dtype="bfloat16" if settings.compute_dtype == "bfloat16" else "float32",
             device=self.device,
         )
+        if settings.compute_dtype == "auto":
+            teacher.use_bfloat16_where_exact(self._held_out().texts[:NUM_CANARIES])
+        return teacher
 
     @functools.cached_property
     def _cache_key(self) -> dict[str, Any]:
@@ -181,6 +190,9 @@ class Pipeline:
             verb = {"texts": "texts", "scores": "evaluate"}.get(stage, "train")
             raise LeafError(f"{self.run.folder / stage} is not complete; run `leaf {verb} {self.recipe.name}` first")
         return manifest
+
+    def _held_out(self) -> Shard:
+        return read_shard(self.run.folder / "texts" / self._finished("texts")["held_out"]["file"])
 
     def _data_path(self, data: str) -> Path:
         return self.run.folder / "texts" / "held-out-pairs" if data == "held-out-pairs" else Path(data)
@@ -211,9 +223,7 @@ class Pipeline:
             similarity=embeddings["similarity"],
             seed=train_settings.seed,
         )
-        examples, held_out = (
-            self._examples(student, shards) for shards in (texts["shards"], [texts["held_out"]])
-        )
+        examples, held_out = (self._examples(student, shards) for shards in (texts["shards"], [texts["held_out"]]))
         checkpoints = self.run.folder / "checkpoints" / settings.name
         resumes = (checkpoints / "resume.pt").exists()  # then the head comes with the other weights
         head = start_head(student, examples, 0 if resumes else settings.ridge_texts, self.device)
@@ -262,7 +272,7 @@ class Pipeline:
         )
 
     def _examples(self, student: Student, shards: Sequence[dict[str, Any]]) -> Examples:
-        tokenizer = student.model[0].tokenizer
+        tokenizer = student.first.tokenizer
         backend = getattr(tokenizer, "backend_tokenizer", tokenizer)
         return build_examples(
             self.run.folder / "texts",
@@ -291,9 +301,9 @@ class Pipeline:
         """The teacher's space, with held-out texts as canaries and this encoder's error on them."""
         embeddings = self._embed_stage.manifest
         assert embeddings is not None, "students are trained after the teacher pass"
-        held_out = self._finished("texts")["held_out"]["file"]
-        shard = read_shard(self.run.folder / "texts" / held_out)
+        shard = self._held_out()
         texts, kinds = shard.texts[:NUM_CANARIES], shard.kinds[:NUM_CANARIES]
+        held_out = self._finished("texts")["held_out"]["file"]
         vectors = next(read_vectors(self._embed_stage.folder / held_out))[:NUM_CANARIES].astype(np.float32)
         space = Space(
             teacher=self._cache_key["teacher"],
@@ -308,7 +318,7 @@ class Pipeline:
 
     def _time_queries(self, students: dict[str, Encoder]) -> None:
         """One record per encoder in `speed/`: the teacher's latency beside each student's, on the held-out queries."""
-        shard = read_shard(self.run.folder / "texts" / self._finished("texts")["held_out"]["file"])
+        shard = self._held_out()
         queries = [text for text, kind in zip(shard.texts, shard.kinds, strict=True) if kind == "query"] or shard.texts
         say(f"timing {TIMED_QUERIES} queries, one at a time")
         for name, encoder in {"teacher": self.teacher, **students}.items():

@@ -1,8 +1,8 @@
 """Progress for people: a bar with ETA on a terminal, a plain line now and then in a pipe, always on stderr.
 
-    with progress("embedding", total=21_324) as bar:
-        for batch in batches:
-            bar.advance(len(batch))
+with progress("embedding", total=21_324) as bar:
+    for batch in batches:
+        bar.advance(len(batch))
 """
 
 import sys

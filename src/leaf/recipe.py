@@ -33,8 +33,8 @@ class TextSource(Section):
     """One `[[texts]]` entry: where training texts come from and how they are asked."""
 
     source: str
-    """`hub:OWNER/NAME`, `installed-docs`, `tokenizer:MODEL`, or a file or glob (.parquet, .jsonl, .csv, .tsv, .txt, each
-    also as .gz where it is text). Relative paths are seen from the current folder."""
+    """`hub:OWNER/NAME` (or `hub:FOLDER`), `installed-docs`, `tokenizer:MODEL`, or files: a path, a glob, a folder of
+    Parquet; .parquet, .jsonl, .csv, .tsv, .txt (one text a line), the text formats also as .gz."""
     name: str | None = None
     """What the `source` column and the counts call it. Default: made from `source`."""
     kind: Literal["query", "document"] | None = None
@@ -85,7 +85,7 @@ class Teacher(Section):
     """The model whose space is kept."""
 
     model: str
-    """A Sentence Transformers model: hub id, folder, or `package:NAME/FOLDER` for a folder inside an installed package."""
+    """A Sentence Transformers model: hub id, folder, or `package:NAME/FOLDER`, a folder inside an installed package."""
     name: str | None = None
     """A short name for tables. Default: the last part of `model`."""
     revision: str | None = None
@@ -94,8 +94,9 @@ class Teacher(Section):
     """Prompts per role, where they differ from those the model ships."""
     max_length: Annotated[int, Field(gt=2)] | None = None
     """Tokens after which a text is cut. None: the model's own."""
-    compute_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """What the teacher computes in. Part of its identity: vectors of two dtypes are not mixed."""
+    compute_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """What the teacher computes in; its weights stay float32. `auto`: bfloat16 where the hardware has it and a sample
+    of the texts keeps cosine ≥ 0.9999 to float32. Part of the cache key: vectors of two dtypes are not mixed."""
     storage_dtype: Literal["float16", "float32"] = "float16"
     """What the cache stores. float16 holds only where every vector keeps cosine ≥ 0.9999; other shards stay float32."""
     batch_size: Annotated[int, Field(gt=0)] = 32

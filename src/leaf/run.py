@@ -76,7 +76,9 @@ class Run:
         try:
             lock.acquire(timeout=0)
         except Timeout as error:
-            raise LeafError(f"{self.folder} is in use by another process; wait for it or choose another --out") from error
+            raise LeafError(
+                f"{self.folder} is in use by another process; wait for it or choose another --out"
+            ) from error
         try:
             yield
         finally:

@@ -1,8 +1,8 @@
 """A vector space has a name and a proof: who defines it, and canary texts with the vectors they must land on.
 
-A student carries `space.json` and `canaries.safetensors`. Whoever holds the student in whatever form encodes the canaries
-and sees at once whether a pooling was swapped, a head dropped, a prompt forgotten or a foreign model loaded; neither the
-teacher nor a data set is needed for it.
+A student carries `space.json` and `canaries.safetensors`. Whoever holds the student, in whatever form, encodes the
+canaries and sees at once whether a pooling was swapped, a head dropped, a prompt forgotten or a foreign model loaded;
+neither the teacher nor a data set is needed for it.
 """
 
 import json
@@ -110,8 +110,8 @@ def verify(encoder: Encoder, space: Space) -> Verdict:
     """Encodes the canaries and compares them with the teacher's vectors. Raises `LeafError` for another width."""
     if encoder.dim != space.dim:
         raise LeafError(
-            f"{encoder.name} answers with {encoder.dim} dimensions and the space has {space.dim}: it is not in the space "
-            "(was its Dense module dropped?)"
+            f"{encoder.name} answers with {encoder.dim} dimensions and the space has {space.dim}: it is outside the "
+            "space (was its Dense module dropped?)"
         )
     encoded = _encode(encoder, space.texts, space.kinds)
     error = float(np.linalg.norm(encoded - space.vectors, axis=1).mean())

@@ -45,9 +45,7 @@ def test_the_title_stands_before_the_text_of_a_document_and_a_query_has_none(fol
         '{"_id": "d3", "title": null, "text": "sings"}\n'
         '{"_id": "d4", "title": "Only a title", "text": ""}\n'
     )
-    (folder / "queries.jsonl").write_text(
-        '{"_id": "q1", "title": "no", "text": "cat?"}\n{"_id": "q2", "text": "x"}'
-    )
+    (folder / "queries.jsonl").write_text('{"_id": "q1", "title": "no", "text": "cat?"}\n{"_id": "q2", "text": "x"}')
     dataset = retrieval(folder)
     assert list(dataset.documents.values()) == ["Cat purrs", "barks", "sings", "Only a title"]
     assert dataset.queries["q1"] == "cat?"

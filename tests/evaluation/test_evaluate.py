@@ -144,10 +144,7 @@ def test_scores_equal_pytrec_eval_from_vectors_on(tiny):
     queries, documents = random_vectors(6), random_vectors(7)
     [ndcg, recall] = evaluate(fake("e", queries, documents, similarity="dot"), dataset, "standard")
     top = np.argsort(-(queries @ documents.T), axis=1)[:, :100]
-    run = {
-        f"q{IDS[i]}": {f"d{IDS[j]}": float(queries[i] @ documents[j]) for j in row}
-        for i, row in enumerate(top)
-    }
+    run = {f"q{IDS[i]}": {f"d{IDS[j]}": float(queries[i] @ documents[j]) for j in row} for i, row in enumerate(top)}
     expected = pytrec_eval.RelevanceEvaluator(qrels, {"ndcg_cut.10", "recall.100"}).evaluate(run)
     assert ndcg.per_query == pytest.approx({q: e["ndcg_cut_10"] for q, e in expected.items()}, abs=1e-6)
     assert recall.per_query == pytest.approx({q: e["recall_100"] for q, e in expected.items()}, abs=1e-6)
@@ -160,9 +157,7 @@ def test_asymmetric_search_takes_queries_of_one_and_documents_of_the_other(tiny)
     assert values(evaluate(student, tiny, "standard"))["ndcg@10"] < 0.06
     scores = evaluate(AsymmetricEncoder(student, teacher), tiny, "asymmetric")
     assert values(scores)["ndcg@10"] == 1.0
-    assert {(s.encoder, s.queries, s.documents) for s in scores} == {
-        ("student | teacher", "student", "teacher")
-    }
+    assert {(s.encoder, s.queries, s.documents) for s in scores} == {("student | teacher", "student", "teacher")}
     assert student.encoded == {"query": 2 * N, "document": N}
     assert teacher.encoded == {"document": N}
 
@@ -281,9 +276,7 @@ def test_vectors_that_are_not_numbers_are_never_scored(tiny, bad, name):
     vectors = random_vectors(0)
     broken = vectors.copy()
     broken[17, 3] = bad
-    with pytest.raises(
-        LeafError, match=rf"broken: {name} in vector 17 of documents of tiny \(1 such in 200\)"
-    ):
+    with pytest.raises(LeafError, match=rf"broken: {name} in vector 17 of documents of tiny \(1 such in 200\)"):
         evaluate(fake("broken", vectors, broken), tiny, "teacher")
     with pytest.raises(LeafError, match=f"broken: {name} in vector 17 of queries of tiny"):
         evaluate(fake("broken", broken, vectors), tiny, "teacher")
@@ -292,9 +285,7 @@ def test_vectors_that_are_not_numbers_are_never_scored(tiny, bad, name):
 def test_too_few_vectors_are_refused(tiny):
     encoder = oracle()
     encoder.encode_query = lambda texts, **_: random_vectors(0)[1:]
-    with pytest.raises(
-        LeafError, match=r"vectors of shape \(199, 32\) for queries of tiny, expected \(200, 32\)"
-    ):
+    with pytest.raises(LeafError, match=r"vectors of shape \(199, 32\) for queries of tiny, expected \(200, 32\)"):
         evaluate(encoder, tiny, "teacher")
 
 
@@ -355,8 +346,6 @@ def test_one_bar_counts_every_text_that_is_to_be_encoded(tiny, pairs, monkeypatc
 
 
 def test_evaluation_loads_no_torch():
-    code = (
-        "import sys, leaf.evaluation.evaluate; print({'torch', 'sentence_transformers'} & sys.modules.keys())"
-    )
+    code = "import sys, leaf.evaluation.evaluate; print({'torch', 'sentence_transformers'} & sys.modules.keys())"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"

@@ -15,9 +15,7 @@ stats = pytest.importorskip("scipy.stats")
 def test_ndcg_by_hand():
     # Linear gains: (1/log2(2) + 2/log2(3)) / (2/log2(2) + 1/log2(3)) = 2.26186 / 2.63093.
     # With 2^rel − 1 it would be (1 + 3/log2(3)) / (3 + 1/log2(3)) = 0.7967.
-    assert ndcg({"q": {"a": 2, "b": 1}}, {"q": {"b": 0.9, "a": 0.8}}, 10)["q"] == pytest.approx(
-        0.859719, abs=1e-6
-    )
+    assert ndcg({"q": {"a": 2, "b": 1}}, {"q": {"b": 0.9, "a": 0.8}}, 10)["q"] == pytest.approx(0.859719, abs=1e-6)
     # The only relevant document at rank 2: 1 / log2(3).
     assert ndcg({"q": {"a": 1}}, {"q": {"x": 2.0, "a": 1.0}}, 10)["q"] == pytest.approx(1 / math.log2(3))
     # The ideal holds the document that was not found: 1 / (1 + 1/log2(3)).
@@ -54,13 +52,9 @@ def test_both_measures_equal_trec_eval(seed):
     evaluator = pytrec_eval.RelevanceEvaluator(qrels, {"ndcg_cut.1,10,100", "recall.10,100"})
     expected = evaluator.evaluate(run)
     for k in (1, 10, 100):
-        assert ndcg(qrels, run, k) == pytest.approx(
-            {q: e[f"ndcg_cut_{k}"] for q, e in expected.items()}, abs=1e-6
-        )
+        assert ndcg(qrels, run, k) == pytest.approx({q: e[f"ndcg_cut_{k}"] for q, e in expected.items()}, abs=1e-6)
     for k in (10, 100):
-        assert recall(qrels, run, k) == pytest.approx(
-            {q: e[f"recall_{k}"] for q, e in expected.items()}, abs=1e-6
-        )
+        assert recall(qrels, run, k) == pytest.approx({q: e[f"recall_{k}"] for q, e in expected.items()}, abs=1e-6)
 
 
 def test_spearman_by_hand():

@@ -85,9 +85,7 @@ def put(path: Path, value: Any) -> None:
 
 
 def answer(encoder: str, mode: str, *ids: str) -> dict[str, Any]:
-    documents = [
-        {"id": each, "score": 0.9 - 0.1 * rank, "text": f"{each}: {EVIL}"} for rank, each in enumerate(ids)
-    ]
+    documents = [{"id": each, "score": 0.9 - 0.1 * rank, "text": f"{each}: {EVIL}"} for rank, each in enumerate(ids)]
     return {"encoder": encoder, "mode": mode, "overlap": 1, "documents": documents}
 
 
@@ -133,10 +131,7 @@ def folder(tmp_path: Path) -> Path:
             {**space, "teacher": {"prompts": {"query": "search: ", "document": ""}}},
         )
         (run / name / "metrics.jsonl").write_text(
-            "".join(
-                json.dumps({"epoch": epoch, "held_out_error": each}) + "\n"
-                for epoch, each in enumerate(errors)
-            )
+            "".join(json.dumps({"epoch": epoch, "held_out_error": each}) + "\n" for epoch, each in enumerate(errors))
         )
         put(run / "speed" / f"{name}.json", {"median_ms": 0.25 + layers, "device": "cpu", "num_queries": 100})
     hardware = {"provenance": {"hardware": {"cpu": "A CPU", "threads": 2}}}
@@ -148,11 +143,7 @@ def folder(tmp_path: Path) -> Path:
         for encoder, values in encoders.items()
     ]
     scores += [sts("teacher", "big-teacher", 0.8)]
-    scores += [
-        sts(mode, name, 0.75)
-        for mode in ("standard", "asymmetric")
-        for name in ("student-table", "student-2l")
-    ]
+    scores += [sts(mode, name, 0.75) for mode in ("standard", "asymmetric") for name in ("student-table", "student-2l")]
     records.write(scores, run / "scores")
     answers = [answer("big-teacher", "teacher", "d1", "d2")]
     for name in ("student-table", "student-2l"):
@@ -186,9 +177,7 @@ class Page(HTMLParser):
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         values = dict(attrs)
         self.tags.append(tag)
-        self.loads += [
-            value or "" for key, value in values.items() if key in ("src", "href", "xlink:href", "srcset")
-        ]
+        self.loads += [value or "" for key, value in values.items() if key in ("src", "href", "xlink:href", "srcset")]
         if values.get("id"):
             self.ids.append(str(values["id"]))
 
@@ -316,9 +305,7 @@ def test_the_card_has_front_matter_for_a_hub_and_usage_that_names_the_real_model
         (102.0, 101.0, 103.0, "scores above its teacher: 102.0 %"),
     ],
 )
-def test_only_an_interval_clear_of_100_makes_a_claim(
-    value: float, low: float, high: float, says: str
-) -> None:
+def test_only_an_interval_clear_of_100_makes_a_claim(value: float, low: float, high: float, says: str) -> None:
     student = {"retention": {"standard": value}, "intervals": {"standard": [low, high]}}
     assert says in verdict(student, "standard")
     assert ("scores above" in verdict(student, "standard")) == (low > 100)

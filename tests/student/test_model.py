@@ -3,7 +3,6 @@ import json
 import numpy as np
 import pytest
 import torch
-from conftest import save_bert, save_tokenizer, sentences
 from sentence_transformers import SentenceTransformer
 from transformers import (
     AutoModel,
@@ -23,6 +22,7 @@ from leaf.errors import LeafError
 from leaf.recipe import Student as Settings
 from leaf.student.model import Student, build_student
 from leaf.student.ridge import Head
+from tiny import save_bert, save_tokenizer, sentences
 
 TEXTS = sentences(7)
 PROMPTS = {"query": "ba be: ", "document": ""}
@@ -93,7 +93,11 @@ def test_files_name_the_modules_where_old_releases_and_other_runtimes_look(bert,
 
 
 def test_a_teacher_that_is_not_normalised_has_a_student_without_norm(bert):
-    assert [type(module).__name__ for module in build(bert, normalise=False).model] == ["Transformer", "Pooling", "Dense"]
+    assert [type(module).__name__ for module in build(bert, normalise=False).model] == [
+        "Transformer",
+        "Pooling",
+        "Dense",
+    ]
     norms = np.linalg.norm(vectors(build(bert, normalise=False)), axis=1)
     assert np.ptp(norms) > 1e-3
     np.testing.assert_allclose(np.linalg.norm(vectors(build(bert)), axis=1), 1, atol=1e-6)
@@ -117,7 +121,13 @@ def test_picked_layers_of_many_architectures_survive_saving(name, tmp_path):
     sizes = {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 48}
     torch.manual_seed(0)
     model(
-        config(vocab_size=save_tokenizer(folder), max_position_embeddings=48, initializer_range=0.2, **sizes, **extra)
+        config(
+            vocab_size=save_tokenizer(folder),
+            max_position_embeddings=48,
+            initializer_range=0.2,
+            **sizes,
+            **extra,
+        )
         if "max_position_embeddings" not in extra
         else config(vocab_size=save_tokenizer(folder), initializer_range=0.2, **sizes, **extra)
     ).save_pretrained(str(folder))

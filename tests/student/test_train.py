@@ -3,7 +3,6 @@ import json
 import numpy as np
 import pytest
 import torch
-from conftest import sentences
 
 from leaf.errors import LeafError
 from leaf.recipe import Student as Settings
@@ -12,9 +11,18 @@ from leaf.student import train as module
 from leaf.student.data import Examples
 from leaf.student.model import Student, build_student
 from leaf.student.train import held_out_error, start_head, train
+from tiny import sentences
 
 DIM = 24
-SETTINGS = Train(batch_size=8, cycles=2, epochs_per_cycle=2, lr=3e-3, final_lr=3e-4, length_window=2, compute_dtype="float32")
+SETTINGS = Train(
+    batch_size=8,
+    cycles=2,
+    epochs_per_cycle=2,
+    lr=3e-3,
+    final_lr=3e-4,
+    length_window=2,
+    compute_dtype="float32",
+)
 
 
 def new_student(folder, layers=(0, 3)) -> Student:
@@ -42,7 +50,13 @@ def examples(student: Student, count: int, seed: int) -> Examples:
 
 def run(folder, student, settings=SETTINGS, **arguments):
     return train(
-        student, examples(student, 83, 0), examples(student, 40, 1), settings, folder, device="cpu", **arguments
+        student,
+        examples(student, 83, 0),
+        examples(student, 40, 1),
+        settings,
+        folder,
+        device="cpu",
+        **arguments,
     )
 
 

@@ -31,9 +31,7 @@ def test_the_first_sentence_is_the_query_and_the_prose_after_it_the_document() -
         """
     )
     assert summary == "Return the mean of values, e.g. NaN if empty."
-    assert body == (
-        "The sum is divided by the number of values. values : list What is averaged. Runs in linear time."
-    )
+    assert body == ("The sum is divided by the number of values. values : list What is averaged. Runs in linear time.")
 
 
 @pytest.mark.parametrize(

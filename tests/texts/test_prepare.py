@@ -17,9 +17,7 @@ from leaf.texts.sources import Row
 WORDS = [f"text number {n}" for n in range(400)]
 
 
-def source(
-    folder: Path, values: Sequence[object], name: str = "rows", kind: str | None = "query"
-) -> TextSource:
+def source(folder: Path, values: Sequence[object], name: str = "rows", kind: str | None = "query") -> TextSource:
     path = folder / f"{name}.jsonl"
     path.write_text("".join(json.dumps({"text": value}) + "\n" for value in values))
     return TextSource.model_validate({"source": str(path), "kind": kind})
@@ -124,9 +122,7 @@ def test_no_spelling_of_a_held_out_text_is_trained_on(tmp_path: Path, dedup: str
     facts = prepare([source(tmp_path, spellings)], settings(dedup=dedup, held_out=50), tmp_path / "texts")
     held = held_out(tmp_path / "texts")
     assert len(held) == len(set(map(normal_form, held))) == 50
-    assert not {normal_form(text) for text in held} & {
-        normal_form(text) for text in training(tmp_path / "texts")
-    }
+    assert not {normal_form(text) for text in held} & {normal_form(text) for text in training(tmp_path / "texts")}
     counts = facts["sources"]["rows"]
     assert counts["read"] == counts["kept"] + counts["held_out"] + sum(counts["rejected"].values())
     if dedup == "none":
@@ -157,15 +153,11 @@ def test_another_seed_holds_out_others(tmp_path: Path) -> None:
 
 
 def test_too_few_texts_empty_sources_and_unusable_texts_are_errors_with_a_fix(tmp_path: Path) -> None:
-    with pytest.raises(
-        LeafError, match=r"19 different texts are too few to hold out 10 .*held_out to 9 or less"
-    ):
+    with pytest.raises(LeafError, match=r"19 different texts are too few to hold out 10 .*held_out to 9 or less"):
         prepare([source(tmp_path, WORDS[:19])], settings(), tmp_path / "texts")
     with pytest.raises(LeafError, match="has no rows"):
         prepare([source(tmp_path, [])], settings(), tmp_path / "texts")
-    with pytest.raises(
-        LeafError, match=r"empty corpus: 2 rows .* \(empty 1, not a string 1\); check that `column`"
-    ):
+    with pytest.raises(LeafError, match=r"empty corpus: 2 rows .* \(empty 1, not a string 1\); check that `column`"):
         prepare([source(tmp_path, ["", None])], settings(), tmp_path / "texts")
     assert not list((tmp_path / "texts").iterdir())
 
@@ -200,10 +192,7 @@ def pairs(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
 
 def beir(folder: Path) -> tuple[dict[str, str], dict[str, str], list[list[str]]]:
     corpus, queries = (
-        {
-            record["_id"]: record["text"]
-            for record in map(json.loads, (folder / name).read_text().splitlines())
-        }
+        {record["_id"]: record["text"] for record in map(json.loads, (folder / name).read_text().splitlines())}
         for name in ("corpus.jsonl", "queries.jsonl")
     )
     return (

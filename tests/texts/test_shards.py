@@ -28,18 +28,14 @@ def test_the_digest_tells_apart_rows_that_join_to_the_same_bytes() -> None:
     }
     assert len(digests) == 5
     # printf '\x01\0\0\0\0\0\0\0a\x05\0\0\0\0\0\0\0query' | sha256sum
-    assert (
-        shard_digest(["a"], ["query"]) == "a485ebeeff81fa60df35ef9474008687a40c4f9ff31e45211defe5917e5f944f"
-    )
+    assert shard_digest(["a"], ["query"]) == "a485ebeeff81fa60df35ef9474008687a40c4f9ff31e45211defe5917e5f944f"
 
 
 def test_a_truncated_shard_is_named_with_the_fix(tmp_path: Path) -> None:
     path = tmp_path / "part-00000.parquet"
     write(path, "text")
     path.write_bytes(path.read_bytes()[:-20])
-    with pytest.raises(
-        LeafError, match=rf"part-00000.parquet is damaged \(.*\); delete {tmp_path} and run again"
-    ):
+    with pytest.raises(LeafError, match=rf"part-00000.parquet is damaged \(.*\); delete {tmp_path} and run again"):
         read_shard(path)
 
 

@@ -42,18 +42,12 @@ FILES = {
 @pytest.mark.parametrize("name", FILES)
 def test_every_text_format_gives_the_same_rows_also_gzipped(tmp_path: Path, name: str, suffix: str) -> None:
     path = write(tmp_path / (name + suffix), FILES[name])
-    assert [(row.text, row.kind, row.source) for row in read(one(path), 0)] == [
-        (*row, "rows") for row in ROWS
-    ]
+    assert [(row.text, row.kind, row.source) for row in read(one(path), 0)] == [(*row, "rows") for row in ROWS]
 
 
 @pytest.mark.parametrize("name", ["lines.txt", "lines.txt.gz"])
-def test_plain_text_has_one_text_a_line_and_keeps_empty_lines_for_the_count(
-    tmp_path: Path, name: str
-) -> None:
-    path = write(
-        tmp_path / name, "\ufeffone\r\n\ntwo\n"
-    )  # with the byte order mark that Windows editors write
+def test_plain_text_has_one_text_a_line_and_keeps_empty_lines_for_the_count(tmp_path: Path, name: str) -> None:
+    path = write(tmp_path / name, "\ufeffone\r\n\ntwo\n")  # with the byte order mark that Windows editors write
     assert texts(one(path, kind="query")) == ["one", "", "two"]
 
 
@@ -96,9 +90,7 @@ def test_csv_fields_longer_than_the_default_limit_are_read(tmp_path: Path) -> No
 def test_a_missing_column_is_named_beside_those_that_exist(tmp_path: Path) -> None:
     for name, data in FILES.items():
         path = write(tmp_path / name, data)
-        with pytest.raises(
-            LeafError, match=rf"{name} has no column 'body' \(it has (text, kind|kind, text)\)"
-        ):
+        with pytest.raises(LeafError, match=rf"{name} has no column 'body' \(it has (text, kind|kind, text)\)"):
             texts(one(path, column="body"))
 
 
@@ -116,18 +108,14 @@ def test_an_unknown_kind_is_named(tmp_path: Path) -> None:
 
 
 def test_where_keeps_equal_values_and_source_column_names_the_rows(tmp_path: Path) -> None:
-    records = [
-        {"text": str(n), "lang": "en" if n % 2 else "de", "year": n, "from": f"s{n}"} for n in range(4)
-    ]
+    records = [{"text": str(n), "lang": "en" if n % 2 else "de", "year": n, "from": f"s{n}"} for n in range(4)]
     path = write(tmp_path / "rows.jsonl", "\n".join(map(json.dumps, records)))
     source = one(path, kind="query", where={"lang": "en", "year": "3"}, source_column="from")
     assert [(row.text, row.source) for row in read(source, 0)] == [("3", "s3")]
 
 
 @pytest.mark.parametrize("where", [{}, {"even": "yes"}])
-def test_rows_draws_that_many_without_repeats_and_the_same_again(
-    tmp_path: Path, where: dict[str, str]
-) -> None:
+def test_rows_draws_that_many_without_repeats_and_the_same_again(tmp_path: Path, where: dict[str, str]) -> None:
     records = [{"text": f"text {n}", "even": "no" if n % 2 else "yes"} for n in range(1000)]
     lines = write(tmp_path / "rows.jsonl", "\n".join(map(json.dumps, records)))
     pq.write_table(pa.Table.from_pylist(records), tmp_path / "rows.parquet")
@@ -208,8 +196,7 @@ def test_an_unreachable_hub_is_one_line(spec: str, monkeypatch: pytest.MonkeyPat
     with pytest.raises(LeafError) as caught:
         texts(one(spec))
     assert str(caught.value) == (
-        "the hub cannot be reached for someone/something (Name or service not known); "
-        "connect, or name a local copy"
+        "the hub cannot be reached for someone/something (Name or service not known); connect, or name a local copy"
     )
 
 
@@ -239,9 +226,7 @@ def test_byte_level_tokens_lose_their_marker_and_parts_of_characters_are_left_ou
     from tokenizers.decoders import ByteLevel
     from tokenizers.models import BPE
 
-    built = Tokenizer(
-        BPE({"Ġthe": 0, "é": 1, "Ã": 2}, [])
-    )  # é as a token is byte E9, Ã is C3: half characters
+    built = Tokenizer(BPE({"Ġthe": 0, "é": 1, "Ã": 2}, []))  # é as a token is byte E9, Ã is C3: half characters
     built.decoder = ByteLevel()
     built.save(str(tmp_path / "tokenizer.json"))
     assert texts(one(f"tokenizer:{tmp_path}")) == ["the"]
@@ -253,11 +238,7 @@ def test_identity_follows_content_and_settings_but_not_the_path(tmp_path: Path, 
         folder.mkdir()
         write(folder / "rows.txt", "a\n")
     known = identity(one(first / "rows.txt", kind="query"))
-    assert (
-        json.loads(json.dumps(known))
-        == known
-        == identity(one(moved / "rows.txt", kind="query", licence="CC0"))
-    )
+    assert json.loads(json.dumps(known)) == known == identity(one(moved / "rows.txt", kind="query", licence="CC0"))
     assert known["files"][0]["bytes"] == 2
     assert known != identity(one(first / "rows.txt", kind="document"))
     write(first / "rows.txt", "b\n")

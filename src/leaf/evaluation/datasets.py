@@ -105,9 +105,7 @@ def _load_retrieval(folder: Path) -> RetrievalSet:
             raise LeafError(f"{where}: query '{query}' is judged but not in queries.jsonl")
         relevance = _number(score, where)
         if qrels.setdefault(query, {}).setdefault(document, relevance) != relevance:
-            raise LeafError(
-                f"{where}: document '{document}' is judged twice, and differently, for query '{query}'"
-            )
+            raise LeafError(f"{where}: document '{document}' is judged twice, and differently, for query '{query}'")
 
     qrels = {query: judged for query, judged in qrels.items() if max(judged.values()) > 0}
     if not qrels:
@@ -115,9 +113,7 @@ def _load_retrieval(folder: Path) -> RetrievalSet:
     # A few published sets judge documents that they do not hold (see `notes`), but never all of them.
     if not any(document in documents for judged in qrels.values() for document in judged):
         example = next(iter(next(iter(qrels.values()))))
-        raise LeafError(
-            f"{qrels_path}: no judged document (such as '{example}') is in the corpus of {folder}"
-        )
+        raise LeafError(f"{qrels_path}: no judged document (such as '{example}') is in the corpus of {folder}")
     queries = {query: text for query, text in texts.items() if query in qrels}
     return RetrievalSet(folder.resolve().name, queries, documents, qrels, len(texts) - len(queries))
 
@@ -139,8 +135,7 @@ def _find(folder: Path, name: str) -> Path:
     found = [path for path in (folder / name, folder / f"{name}.gz") if path.is_file()]
     if not found:
         raise LeafError(
-            f"{folder} has no {name}[.gz]: "
-            "a BEIR folder holds corpus.jsonl[.gz], queries.jsonl[.gz] and qrels/test.tsv"
+            f"{folder} has no {name}[.gz]: a BEIR folder holds corpus.jsonl[.gz], queries.jsonl[.gz] and qrels/test.tsv"
         )
     if len(found) > 1:
         raise LeafError(f"{folder} has both {name} and {name}.gz: delete the one that is out of date")
@@ -183,9 +178,7 @@ def _table(path: Path, header: tuple[str, ...]) -> Iterator[tuple[str, list[str]
     rows = ((where, line.split("\t")) for where, line in _lines(path))
     where, cells = next(rows, (str(path), []))
     if tuple(cells) != header:
-        reason = (
-            "; classification and clustering sets come in a later version" if header == STS_HEADER else ""
-        )
+        reason = "; classification and clustering sets come in a later version" if header == STS_HEADER else ""
         raise LeafError(f"{where}: the header is {cells}, expected tab-separated {', '.join(header)}{reason}")
     where = ""
     for where, cells in rows:
@@ -219,9 +212,7 @@ def _lines(path: Path) -> Iterator[tuple[str, str]]:
                 if line := line.rstrip("\r\n"):
                     yield f"{path}:{number}", line
     except FileNotFoundError as error:
-        raise LeafError(
-            f"{path} is missing: a BEIR folder holds corpus, queries and qrels/test.tsv"
-        ) from error
+        raise LeafError(f"{path} is missing: a BEIR folder holds corpus, queries and qrels/test.tsv") from error
     except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         raise LeafError(f"{path} cannot be read: {error}") from error
 

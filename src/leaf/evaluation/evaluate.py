@@ -88,9 +88,7 @@ def evaluate_all(
     """
     names = [dataset.name for dataset in datasets]
     if twice := next((name for name in names if names.count(name) > 1), None):
-        raise LeafError(
-            f"two datasets are called '{twice}', so their scores could not be told apart: rename one"
-        )
+        raise LeafError(f"two datasets are called '{twice}', so their scores could not be told apart: rename one")
     # Built before anything is encoded, since a pair of different widths is refused here.
     pairs = {name: AsymmetricEncoder(student, teacher) for name, student in students.items()}
     everything = [(each, dataset) for dataset in datasets for each in (teacher, *students.values())]

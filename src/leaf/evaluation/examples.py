@@ -46,9 +46,7 @@ def examples(
             query_side, document_side = sides_of(encoder, corpus)
             asked = query_side.encode_query(queries, batch_size=batch_size)
             asked = checked(asked, len(queries), query_side, "the example queries")
-            documents = cache.vectors(
-                document_side, corpus, "documents", batch_size=batch_size, advance=bar.advance
-            )
+            documents = cache.vectors(document_side, corpus, "documents", batch_size=batch_size, advance=bar.advance)
             rows, scores = search(asked, documents, top_k, encoder.similarity, order)
             found.append((rows.tolist(), scores.tolist()))
 

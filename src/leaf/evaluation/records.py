@@ -84,14 +84,11 @@ def _read(path: Path) -> Score:
     expected = {each.name for each in fields(Score)} - {"per_query"}
     if record.keys() != expected:
         odd = ", ".join(sorted(record.keys() ^ expected))
-        raise LeafError(
-            f"{path} is not a score of this version of leaf (missing or unknown: {odd}); evaluate again"
-        )
+        raise LeafError(f"{path} is not a score of this version of leaf (missing or unknown: {odd}); evaluate again")
     per_query = _json(path.parent / PER_QUERY / path.name) if record["task"] == "retrieval" else {}
     if per_query and len(per_query) != record["num_queries"]:
         raise LeafError(
-            f"{path} has {record['num_queries']} queries and {PER_QUERY}/{path.name} {len(per_query)}; "
-            "evaluate again"
+            f"{path} has {record['num_queries']} queries and {PER_QUERY}/{path.name} {len(per_query)}; evaluate again"
         )
     return Score(**{**record, "notes": tuple(record["notes"]), "per_query": per_query})
 

@@ -101,9 +101,7 @@ def normalised(vectors: Vectors) -> Vectors:
     """Rows of `[n, d]` scaled to length 1; zero rows stay zero."""
     # In float64, since the squares of large float32 values overflow.
     length = np.sqrt(np.einsum("ij,ij->i", vectors, vectors, dtype=np.float64))[:, None]
-    unit: Vectors = np.divide(
-        vectors, length, out=np.zeros_like(vectors), where=length > 0, casting="same_kind"
-    )
+    unit: Vectors = np.divide(vectors, length, out=np.zeros_like(vectors), where=length > 0, casting="same_kind")
     return unit
 
 
@@ -111,9 +109,7 @@ def _prepared(vectors: Vectors, similarity: Similarity) -> Vectors:
     return normalised(vectors) if similarity == "cosine" else vectors
 
 
-def _merge(
-    rows: Rows, scores: Vectors, new_rows: Rows, new_scores: Vectors, top_k: int
-) -> tuple[Rows, Vectors]:
+def _merge(rows: Rows, scores: Vectors, new_rows: Rows, new_scores: Vectors, top_k: int) -> tuple[Rows, Vectors]:
     """The best of those found so far and of a new block. Earlier ones come first, so they win ties."""
     all_scores = np.concatenate([scores, new_scores], axis=1)
     all_rows = np.concatenate([rows, np.broadcast_to(new_rows, new_scores.shape)], axis=1)

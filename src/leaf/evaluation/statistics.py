@@ -38,9 +38,7 @@ def retention(student: Scores, teacher: Scores, resamples: int = RESAMPLES, seed
     return mean_retention([(student, teacher)], resamples, seed)
 
 
-def mean_retention(
-    pairs: Sequence[tuple[Scores, Scores]], resamples: int = RESAMPLES, seed: int = 0
-) -> Interval:
+def mean_retention(pairs: Sequence[tuple[Scores, Scores]], resamples: int = RESAMPLES, seed: int = 0) -> Interval:
     """Mean of `retention` over datasets, from one (student, teacher) pair for each.
 
     Queries are resampled within their dataset: the interval says how sure the mean is for these datasets, not

@@ -75,15 +75,12 @@ def checked(vectors: Vectors, num_texts: int, encoder: Encoder, what: str) -> Ve
     vectors = np.asarray(vectors, np.float32)
     if vectors.shape != (num_texts, encoder.dim):
         raise LeafError(
-            f"{encoder.name}: vectors of shape {vectors.shape} for {what}, "
-            f"expected ({num_texts}, {encoder.dim})"
+            f"{encoder.name}: vectors of shape {vectors.shape} for {what}, expected ({num_texts}, {encoder.dim})"
         )
     odd = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
     if len(odd):
         kind = "NaN" if np.isnan(vectors[odd[0]]).any() else "inf"
-        raise LeafError(
-            f"{encoder.name}: {kind} in vector {odd[0]} of {what} ({len(odd)} such in {num_texts})"
-        )
+        raise LeafError(f"{encoder.name}: {kind} in vector {odd[0]} of {what} ({len(odd)} such in {num_texts})")
     return vectors
 
 

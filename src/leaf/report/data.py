@@ -94,9 +94,7 @@ def _student(
     own = {mode: {name: statistics.retention(*pair) for name, pair in pairs[mode].items()} for mode in MODES}
     kept = {
         # The mean of the ratios, not the ratio of the means, so that a hard dataset counts like an easy one.
-        mode: statistics.mean_retention(list(pairs[mode].values()))
-        if len(each) > 1
-        else next(iter(each.values()))
+        mode: statistics.mean_retention(list(pairs[mode].values())) if len(each) > 1 else next(iter(each.values()))
         for mode, each in own.items()
         if each
     }
@@ -113,9 +111,7 @@ def _student(
         },
         "retention": {mode: kept[mode].value if mode in kept else None for mode in MODES},
         "intervals": {mode: [kept[mode].low, kept[mode].high] if mode in kept else None for mode in MODES},
-        "retention_by_dataset": {
-            mode: {name: each._asdict() for name, each in own[mode].items()} for mode in MODES
-        },
+        "retention_by_dataset": {mode: {name: each._asdict() for name, each in own[mode].items()} for mode in MODES},
         "latency_ms": _read(folder / "speed" / f"{settings.name}.json", {}).get("median_ms"),
         "errors": _held_out_errors(folder / settings.name / "metrics.jsonl"),
         "backbone": settings.backbone,
@@ -139,9 +135,7 @@ def _pairs(student: Scores, teacher: Scores) -> dict[str, tuple[list[float], lis
         if score.task != "retrieval" or reference is None or reference.value <= 0:
             continue
         if score.per_query.keys() != reference.per_query.keys():
-            raise LeafError(
-                f"'{score.encoder}' and its teacher were scored on other queries of {name}; evaluate again"
-            )
+            raise LeafError(f"'{score.encoder}' and its teacher were scored on other queries of {name}; evaluate again")
         values = reference.per_query
         pairs[name] = [score.per_query[query] for query in values], list(values.values())
     return pairs
@@ -188,9 +182,7 @@ def _notes(recipe: Recipe, teacher: Scores) -> list[str]:
         if score.task == "retrieval" and score.value <= 0:
             notes.append(f"{name}: the teacher finds nothing, so there is no retention; left out of the mean")
     if "held-out-pairs" in teacher:
-        notes.append(
-            "held-out-pairs comes from the sources of the training texts: it measures the domain trained on"
-        )
+        notes.append("held-out-pairs comes from the sources of the training texts: it measures the domain trained on")
     if recipe.evaluate.benchmarks:
         notes.append(f"asked for and not measured: {', '.join(recipe.evaluate.benchmarks)}")
     return notes
@@ -212,7 +204,5 @@ def _read(path: Path, missing: Json) -> Json:
     except (OSError, ValueError) as error:
         raise LeafError(f"{path} is damaged ({error}); delete its folder and run the recipe again") from error
     if not isinstance(value, type(missing)):
-        raise LeafError(
-            f"{path} holds a JSON {type(value).__name__}; delete its folder and run the recipe again"
-        )
+        raise LeafError(f"{path} holds a JSON {type(value).__name__}; delete its folder and run the recipe again")
     return value

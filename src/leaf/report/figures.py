@@ -105,9 +105,7 @@ def _error(canvas: Any, students: Sequence[Student]) -> str | None:
         kept = student["best_epoch"]
         if kept is not None and kept < len(errors):
             axes.plot(kept, errors[kept], "o", markersize=8, markerfacecolor="none", color=colour)
-        said.append(
-            f"{student['name']} from {errors[0]:.3f} to {min(errors):.3f} in {len(errors) - 1} epochs"
-        )
+        said.append(f"{student['name']} from {errors[0]:.3f} to {min(errors):.3f} in {len(errors) - 1} epochs")
     axes.set(xlabel="epoch (0: before training)", ylabel="held-out ε", ylim=(0, None))
     axes.locator_params(axis="x", integer=True)
     canvas.legend(loc="outside upper right", ncols=min(3, len(students)))

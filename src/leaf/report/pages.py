@@ -27,9 +27,7 @@ def render(template: str, report: dict[str, Any], **context: Any) -> str:
     for name in ("points", "decimals", "count", "size", "depth", "retention", "verdict"):
         environment.filters[name] = getattr(words, name)
     environment.filters |= {"md": markdown, "literal": literal}
-    return environment.get_template(template).render(
-        report=report, **report, words=words, hub_id=hub_id, **context
-    )
+    return environment.get_template(template).render(report=report, **report, words=words, hub_id=hub_id, **context)
 
 
 def markdown(text: object) -> Markup:

@@ -85,9 +85,7 @@ def results(report: Report) -> Table:
     teacher, bm25 = report["teacher"], report["baselines"]["bm25"]
     ndcg, correlation = means(teacher["scores"])
     rows = [
-        row(
-            "encoder", "mode", "nDCG@10", "% of the teacher", "STS", "held-out ε", "parameters", "ms a query"
-        ),
+        row("encoder", "mode", "nDCG@10", "% of the teacher", "STS", "held-out ε", "parameters", "ms a query"),
         row("teacher", "", ndcg, "", correlation, "", *cost(teacher)),
     ]
     if bm25:
@@ -114,9 +112,7 @@ def per_dataset(report: Report) -> Table:
 
 def training(report: Report) -> Table:
     """What each student was trained with, and how far that took it."""
-    rows = [
-        ["student", "texts", "batch size", "learning rate", "epoch kept", "ε before", "ε after", "seconds"]
-    ]
+    rows = [["student", "texts", "batch size", "learning rate", "epoch kept", "ε before", "ε after", "seconds"]]
     for student in report["students"]:
         settings = student["train"]
         counts = [count(student["num_texts"]), count(settings["batch_size"])]
@@ -147,9 +143,7 @@ def caption(report: Report) -> list[str]:
     retrieval, sts = datasets(report, "retrieval"), datasets(report, "sts")
     said = ["No retrieval dataset was scored."]
     if len(retrieval) == 1:
-        said = [
-            f"nDCG@10 on {retrieval[0]}, {count(report['datasets'][retrieval[0]]['num_queries'])} queries."
-        ]
+        said = [f"nDCG@10 on {retrieval[0]}, {count(report['datasets'][retrieval[0]]['num_queries'])} queries."]
     elif retrieval:
         said = [f"nDCG@10: mean over {len(retrieval)} datasets; % of the teacher: mean of the ratio in each."]
     if retrieval:
@@ -166,6 +160,4 @@ def timing(report: Report) -> str:
     speed = report["speed"]
     threads = f"{speed['threads']} threads" if speed["threads"] else None
     machine = ", ".join(each for each in (speed["device"], speed["cpu"], threads) if each)
-    return (
-        f"median of {count(speed['num_queries'])} queries, one at a time, tokenisation included ({machine})"
-    )
+    return f"median of {count(speed['num_queries'])} queries, one at a time, tokenisation included ({machine})"

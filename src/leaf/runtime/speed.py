@@ -17,9 +17,9 @@ def query_latency(encoder: Encoder, queries: Sequence[str], num_queries: int = 1
         encoder.encode_query([query])
     timed = []
     for index in range(num_queries):
-        query = [queries[index % len(queries)]]
+        text = queries[index % len(queries)]
         began = time.perf_counter()
-        encoder.encode_query(query)
+        encoder.encode_query([text])
         timed.append(1000 * (time.perf_counter() - began))
     deciles = statistics.quantiles(timed, n=10)
     return {

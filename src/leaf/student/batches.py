@@ -18,7 +18,7 @@ class Batches:
     def __init__(self, lengths: NDArray[np.integer], batch_size: int, seed: int, window: int = 1) -> None:
         if len(lengths) < batch_size:
             raise LeafError(
-                f"{len(lengths)} training texts do not fill one batch of {batch_size}; lower train.batch_size or add texts"
+                f"{len(lengths)} training texts do not fill one batch of {batch_size}; lower train.batch_size"
             )
         self._lengths, self._batch_size, self._seed, self._window = lengths, batch_size, seed, window
         self.num_batches = len(lengths) // batch_size

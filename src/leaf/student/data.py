@@ -57,7 +57,7 @@ def build_examples(
     scratch: Path,
     key: dict[str, Any],
 ) -> Examples:
-    """Tokens and targets of `shards`, built in `scratch` or, where `key` shows they were built before, mapped from there.
+    """Tokens and targets of `shards`, built in `scratch`, or mapped where `key` shows they were built before.
 
     `key` is what the tokens depend on (tokenizer, prompts, length, texts). Targets are shared between keys.
     """
@@ -80,9 +80,13 @@ def _write_targets(path: Path, parts: Sequence[Path], rows: int) -> None:
     """Teacher vectors of all parts as one `.npy`: float32 if any part had to be, else float16."""
     first = [next(read_vectors(part)) for part in parts]
     dtype = np.result_type(*(vectors.dtype for vectors in first))
-    header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": (rows, first[0].shape[1])}
+    header = {
+        "descr": np.lib.format.dtype_to_descr(dtype),
+        "fortran_order": False,
+        "shape": (rows, first[0].shape[1]),
+    }
     with atomic_path(path) as temporary, open(temporary, "wb") as file:
-        np.lib.format.write_array_header_2_0(file, header)  # type: ignore[arg-type]
+        np.lib.format.write_array_header_2_0(file, header)
         written = 0
         for part in parts:
             for vectors in read_vectors(part):
@@ -95,9 +99,7 @@ def _write_targets(path: Path, parts: Sequence[Path], rows: int) -> None:
         )
 
 
-def _write_tokens(
-    folder: Path, shards: Sequence[Path], rows: int, tokenize: Tokenize, vocabulary_size: int
-) -> None:
+def _write_tokens(folder: Path, shards: Sequence[Path], rows: int, tokenize: Tokenize, vocabulary_size: int) -> None:
     dtype = np.dtype(np.uint16 if vocabulary_size <= 1 << 16 else np.uint32)
     lengths = np.empty(rows, dtype=np.int64)
     done = 0
@@ -110,7 +112,9 @@ def _write_tokens(
             shard = read_shard(path)
             for start in range(0, len(shard.texts), TOKENIZE_ROWS):
                 ids = _tokenize_kinds(
-                    shard.texts[start : start + TOKENIZE_ROWS], shard.kinds[start : start + TOKENIZE_ROWS], tokenize
+                    shard.texts[start : start + TOKENIZE_ROWS],
+                    shard.kinds[start : start + TOKENIZE_ROWS],
+                    tokenize,
                 )
                 lengths[done : done + len(ids)] = [len(each) for each in ids]
                 file.write(np.fromiter((token for each in ids for token in each), dtype=dtype).data)

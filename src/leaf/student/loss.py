@@ -4,6 +4,7 @@ Not its square, not a mean over dimensions, not a cosine: the norm keeps the gra
 far it still is from its target, and it compares vectors where the index compares them.
 """
 
+import torch
 from torch import Tensor
 
 
@@ -12,8 +13,10 @@ def distances(student: Tensor, teacher: Tensor) -> Tensor:
 
     Between unit vectors it lies in [0, 2].
     """
+    difference: Tensor = student.float() - teacher.float()
     # vector_norm's gradient at 0 is defined as 0, so a text that is met exactly does not turn the weights into NaN.
-    return (student.float() - teacher.float()).norm(dim=-1)
+    norms: Tensor = torch.linalg.vector_norm(difference, dim=-1)
+    return norms
 
 
 def leaf_loss(student: Tensor, teacher: Tensor) -> Tensor:

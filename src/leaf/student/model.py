@@ -8,16 +8,22 @@ head of a student without layers is folded into its table.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from sentence_transformers import SentenceTransformer
-from sentence_transformers.sentence_transformer.modules import Dense, Normalize, Pooling, StaticEmbedding, Transformer
+from sentence_transformers.sentence_transformer.modules import (
+    Dense,
+    Normalize,
+    Pooling,
+    StaticEmbedding,
+    Transformer,
+)
 from torch import Tensor, nn
 
 from leaf.encoder import Role
@@ -27,11 +33,11 @@ from leaf.recipe import Student as Settings
 from leaf.student.ridge import Head
 from leaf.teacher.model import load_sentence_transformer
 
-#: Where each module is found by every reader. Releases before 5.4, text-embeddings-inference and vLLM mis-read the newer
-#: paths without a word (wrong pooling, no Dense), and newer releases read these.
+#: Where every reader finds each module. Releases before 5.4, text-embeddings-inference and vLLM mis-read newer paths
+#: without a word (wrong pooling, no Dense), and newer releases read these.
 MODULE_PATH = "sentence_transformers.models."
 #: Module configs in the words that all of them know: newer ones are errors to older readers, and not the reverse.
-_CONFIGS = {
+_CONFIGS: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
     "?_Pooling/config.json": lambda config: {
         "word_embedding_dimension": config["embedding_dimension"],
         "pooling_mode_cls_token": config["pooling_mode"] == "cls",
@@ -52,12 +58,34 @@ class Student(nn.Module):
         super().__init__()
         self.model = model
         self.prompts = dict(prompts)
-        model.prompts = dict(prompts)
+        model.prompts.update(prompts.items())
+
+    @property
+    def first(self) -> Any:
+        """The module that reads token ids: a Transformer or, for a table, a StaticEmbedding."""
+        return self.model[0]
+
+    @property
+    def backbone(self) -> Any:
+        """The Transformers encoder; a table has none."""
+        return self.first.auto_model
+
+    @property
+    def head(self) -> nn.Linear:
+        """The linear map to the teacher's width; a table has it folded in."""
+        dense: Any = self.model[2]
+        assert isinstance(dense.linear, nn.Linear)
+        return dense.linear
+
+    @property
+    def normalises(self) -> bool:
+        """Whether vectors leave with unit length."""
+        return isinstance(self.model[-1], Normalize)
 
     @property
     def is_table(self) -> bool:
         """Whether this is the lookup-table student."""
-        return isinstance(self.model[0], StaticEmbedding)
+        return isinstance(self.first, StaticEmbedding)
 
     @property
     def num_parameters(self) -> int:
@@ -67,19 +95,19 @@ class Student(nn.Module):
     @property
     def num_layers(self) -> int:
         """Transformer layers."""
-        return 0 if self.is_table else int(self.model[0].auto_model.config.num_hidden_layers)
+        return 0 if self.is_table else int(self.backbone.config.num_hidden_layers)
 
     @property
     def vocabulary_size(self) -> int:
         """Token ids are below this."""
-        table = self.model[0].embedding if self.is_table else self.model[0].auto_model.get_input_embeddings()
+        table = self.first.embedding if self.is_table else self.backbone.get_input_embeddings()
         return int(table.num_embeddings)
 
     def tokenize(self, texts: Sequence[str], role: Role) -> list[list[int]]:
         """Token ids of each text exactly as Sentence Transformers will make them at query time, prompt included."""
         if not texts:
             return []
-        features = self.model[0].preprocess(list(texts), prompt=self.prompts.get(role) or None)
+        features = self.first.preprocess(list(texts), prompt=self.prompts.get(role) or None)
         if self.is_table:
             ends = [*features["offsets"].tolist()[1:], len(features["input_ids"])]
             ids = features["input_ids"].tolist()
@@ -94,7 +122,7 @@ class Student(nn.Module):
             flat = torch.from_numpy(np.concatenate(texts).astype(np.int64))
             return {"input_ids": flat, "offsets": torch.from_numpy(np.cumsum(lengths) - lengths)}
         mask = np.arange(lengths.max()) < lengths[:, None]
-        ids = np.full(mask.shape, self.model[0].tokenizer.pad_token_id or 0, dtype=np.int64)
+        ids = np.full(mask.shape, self.first.tokenizer.pad_token_id or 0, dtype=np.int64)
         ids[mask] = np.concatenate(texts)
         return {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(mask.astype(np.int64))}
 
@@ -111,7 +139,7 @@ class Student(nn.Module):
         lower = compute_dtype != torch.float32 and not self.is_table
         device = features["input_ids"].device.type
         with torch.autocast(device, dtype=compute_dtype) if lower else nullcontext():
-            features = self.model[0](dict(features))
+            features = self.first(dict(features))
         if self.is_table:
             return features
         features["token_embeddings"] = features["token_embeddings"].float()
@@ -122,14 +150,18 @@ class Student(nn.Module):
         """Takes a fitted head; a table has it folded in: `mean(E)·W + b = mean(E·W + b)`."""
         with torch.no_grad():
             if self.is_table:
-                table = self.model[0]
+                table = self.first
                 folded = table.embedding.weight @ head.weight.T + head.bias
                 self.model[0] = StaticEmbedding(table.tokenizer, embedding_weights=folded.contiguous())
             else:
-                dense = self.model[2].linear
-                dense.weight.copy_(head.weight)
-                if dense.bias is not None:
-                    dense.bias.copy_(head.bias)
+                self.head.weight.copy_(head.weight)
+                if self.head.bias is not None:
+                    self.head.bias.copy_(head.bias)
+
+    def set_attention(self, implementation: str) -> None:
+        """Which of Transformers' attention functions the backbone uses: the same mathematics at another speed."""
+        if not self.is_table:
+            self.backbone.set_attn_implementation(implementation)
 
     def save(self, folder: Path) -> None:
         """Writes the Sentence Transformers folder, readable by old and new releases and by other runtimes."""
@@ -144,8 +176,11 @@ class Student(nn.Module):
                 written = json.loads(path.read_text())
                 path.write_text(json.dumps(keys(written), indent=2) + "\n")
         if not self.is_table:
-            transformer: dict[str, Any] = {"max_seq_length": self.model.max_seq_length, "do_lower_case": False}
-            if hasattr(self.model[0].auto_model, "pooler"):
+            transformer: dict[str, Any] = {
+                "max_seq_length": self.model.max_seq_length,
+                "do_lower_case": False,
+            }
+            if hasattr(self.backbone, "pooler"):
                 # The checkpoint has no pooler, and without this every load would draw a random one and warn of it.
                 transformer["model_args"] = {"add_pooling_layer": False}
             (folder / "sentence_bert_config.json").write_text(json.dumps(transformer, indent=2) + "\n")
@@ -159,7 +194,7 @@ def build_student(
     *,
     normalise: bool,
     max_length: int | None,
-    similarity: str,
+    similarity: Literal["cosine", "dot"],
     seed: int,
 ) -> Student:
     """An untrained student of `settings` that answers with `dim` dimensions.
@@ -170,8 +205,8 @@ def build_student(
     torch.manual_seed(seed)  # the head, and a fresh backbone's missing weights, start the same in every run
     folder = teacher_folder if settings.backbone == "teacher" else resolve_model(settings.backbone)
     revision = None if settings.backbone == "teacher" else settings.revision
-    loaded = load_sentence_transformer(folder, revision, "float32", "cpu")
-    transformer = loaded[0]
+    loaded = load_sentence_transformer(folder, revision, "cpu")
+    transformer: Any = loaded[0]
     if not isinstance(transformer, Transformer):
         raise LeafError(
             f"student.backbone '{settings.backbone}' is a {type(transformer).__name__}, not a Transformer; name a "
@@ -198,7 +233,7 @@ def build_student(
     return Student(model.eval(), prompts)
 
 
-def pick_layers(backbone: nn.Module, layers: Sequence[int]) -> None:
+def pick_layers(backbone: Any, layers: Sequence[int]) -> None:
     """Keeps only `layers` of a Transformers encoder, in the order given, and says so in its config."""
     config = backbone.config
     total = config.num_hidden_layers
@@ -229,7 +264,7 @@ def pick_layers(backbone: nn.Module, layers: Sequence[int]) -> None:
         )
 
 
-def _table(transformer: Transformer, max_length: int | None) -> StaticEmbedding:
+def _table(transformer: Any, max_length: int | None) -> StaticEmbedding:
     """The backbone's word embeddings as a lookup table, before any head is folded in."""
     tokenizer = transformer.tokenizer
     if not getattr(tokenizer, "is_fast", False):

@@ -1,4 +1,4 @@
-"""The learning rate as a pure function of the step, so that a resumed run needs no schedule state (App. A.2, Fig. 9)."""
+"""The learning rate as a pure function of the step: a resumed run needs no schedule state (App. A.2, Fig. 9)."""
 
 import math
 

@@ -20,7 +20,7 @@ from leaf.errors import LeafError
 from leaf.files import atomic_path
 from leaf.run import difference
 
-#: A row may be stored in float16 when rounding keeps its cosine above this (and its norm within 1 in 1000).
+#: A row may be stored in float16 when rounding keeps its cosine above this, and its norm within 1 %.
 MIN_COSINE = 0.9999
 #: A teacher is normalised when every norm is this close to 1; float16 rounding alone moves a norm by up to 5e-4.
 UNIT_NORM_TOLERANCE = 1e-3
@@ -57,15 +57,15 @@ def write_part(path: Path, vectors: Vectors, key: dict[str, Any], storage_dtype:
         )
     norms = np.linalg.norm(vectors, axis=1)
     rounded = vectors.astype(np.float16)
-    min_cosine = _min_cosine(vectors, rounded.astype(np.float32))
-    stored = rounded if storage_dtype == "float16" and min_cosine >= MIN_COSINE else vectors
+    worst = min_cosine(vectors, rounded.astype(np.float32))
+    stored = rounded if storage_dtype == "float16" and worst >= MIN_COSINE else vectors
     part = Part(
         file=path.name,
         rows=len(vectors),
         dtype=str(stored.dtype),
         min_norm=float(norms.min(initial=np.inf)),
         max_norm=float(norms.max(initial=-np.inf)),
-        min_cosine=min_cosine,
+        min_cosine=worst,
     )
     column = pa.FixedSizeListArray.from_arrays(pa.array(stored.ravel()), vectors.shape[1])
     table = pa.table({"vector": column}).replace_schema_metadata(
@@ -125,12 +125,12 @@ def is_normalised(parts: list[Part]) -> bool:
     )
 
 
-def _min_cosine(vectors: Vectors, rounded: Vectors) -> float:
-    """The least cosine between rows and their rounding; 0 where rounding overflows or changes a norm by over 0.1 %."""
+def min_cosine(vectors: Vectors, rounded: Vectors) -> float:
+    """The least cosine between rows and their rounding; 0 where rounding overflowed or changed a norm by over 1 %."""
     if not np.isfinite(rounded).all():
         return 0.0
     before, after = np.linalg.norm(vectors, axis=1), np.linalg.norm(rounded, axis=1)
-    if (np.abs(after - before) > 1e-3 * before).any():
+    if (np.abs(after - before) > 1e-2 * before).any():
         return 0.0
     dots = np.einsum("nd,nd->n", vectors, rounded)
     cosines = np.divide(dots, before * after, out=np.ones_like(dots), where=before * after > 0)

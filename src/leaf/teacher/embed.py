@@ -24,7 +24,7 @@ class TeacherEncoder(Encoder, Protocol):
 
 
 def cache_key(teacher: TeacherEncoder, storage_dtype: str) -> dict[str, Any]:
-    """What a cache holds: the teacher's identity and the storage asked for. The digest of the texts is kept per part."""
+    """What a cache holds: the teacher's identity and the storage asked for. Each part adds the digest of its texts."""
     return {"teacher": teacher.identity(), "storage_dtype": storage_dtype}
 
 
@@ -102,6 +102,6 @@ def _check_disk(folder: Path, needed: int) -> None:
     free = shutil.disk_usage(existing).free
     if needed > free:
         raise LeafError(
-            f"the vectors need about {needed / 1e9:.1f} GB and {existing} has {free / 1e9:.1f} GB free; choose an --out "
-            "on a larger disk"
+            f"the vectors need about {needed / 1e9:.1f} GB and {existing} has {free / 1e9:.1f} GB free; "
+            "choose an --out on a larger disk"
         )

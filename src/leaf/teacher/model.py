@@ -5,6 +5,7 @@ A plain Transformers folder is loaded as Sentence Transformers does it, with mea
 
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,7 +16,9 @@ from sentence_transformers import SentenceTransformer
 from leaf.encoder import Advance, Role, Vectors
 from leaf.errors import LeafError
 from leaf.files import digest, file_digest
+from leaf.hardware import native_bfloat16
 from leaf.models import resolve_model, short_name
+from leaf.teacher.cache import MIN_COSINE, min_cosine
 
 #: Batches encoded between two calls of `advance`; Sentence Transformers sorts by length within such a chunk.
 BATCHES_PER_CHUNK = 8
@@ -28,8 +31,9 @@ IDENTITY_SUFFIXES = {".safetensors", ".bin", ".json", ".txt", ".model"}
 class SentenceTransformerEncoder:
     """A Sentence Transformers model that applies the prompt of each role.
 
-    `prompts` overrides the model's own, `max_length` (tokens) shortens it. Weights are loaded in `compute_dtype`
-    whatever the checkpoint stores: transformers 5 would otherwise compute a float16 checkpoint in float16 on a CPU.
+    `prompts` overrides the model's own, `max_length` (tokens) shortens it. Weights are float32 whatever the checkpoint
+    stores (transformers 5 would compute a float16 checkpoint in float16, even on a CPU); with `compute_dtype`
+    "bfloat16" only the matrix products are rounded, and pooling and norm are not.
     Raises `LeafError` when there is no such model, or no hub to fetch it from.
     """
 
@@ -41,31 +45,48 @@ class SentenceTransformerEncoder:
         revision: str | None = None,
         prompts: Mapping[Role, str] | None = None,
         max_length: int | None = None,
-        compute_dtype: Literal["float32", "bfloat16", "float16"] = "float32",
+        compute_dtype: Literal["float32", "bfloat16"] = "float32",
         device: str | None = None,
     ) -> None:
         self.model_id = model
         self.name = name or short_name(model)
         self.folder = resolve_model(model)
-        self.model = load_sentence_transformer(self.folder, revision, compute_dtype, device)
+        self.model = load_sentence_transformer(self.folder, revision, device)
         if max_length is not None:
-            self.model.max_seq_length = min(max_length, self.model.max_seq_length or max_length)
-        own = self.model.prompts
+            self.model.max_seq_length = max_length if self.max_length is None else min(max_length, self.max_length)
+        own: Mapping[str, str | None] = self.model.prompts
         self.prompts: dict[Role, str] = {
             "query": own.get("query") or "",
-            "document": next((own[each] for each in DOCUMENT_PROMPTS if own.get(each)), ""),
+            "document": next((prompt for each in DOCUMENT_PROMPTS if (prompt := own.get(each))), ""),
             **(prompts or {}),
         }
         self.compute_dtype = compute_dtype
         self.dim = _dimension(self.model)
-        function = str(self.model.similarity_fn_name or "cosine")
-        self.similarity: Literal["cosine", "dot"] = "dot" if function.startswith("dot") else "cosine"
+        # Sentence Transformers' own default is the cosine.
+        self.similarity: Literal["cosine", "dot"] = "dot" if self.model.similarity_fn_name == "dot" else "cosine"
 
     @property
     def max_length(self) -> int | None:
         """Tokens after which a text is cut, special tokens included; None where the model has no limit."""
         length = self.model.max_seq_length
         return None if length is None or length == float("inf") else int(length)
+
+    @property
+    def num_parameters(self) -> int:
+        """Parameters of the whole model."""
+        return sum(parameter.numel() for parameter in self.model.parameters())
+
+    def use_bfloat16_where_exact(self, sample: Sequence[str]) -> None:
+        """Computes in bfloat16 from here on, if the hardware has it and every text of `sample` hardly moves.
+
+        The bar is that of float16 storage: cosine ≥ 0.9999 to the float32 vector.
+        """
+        if not native_bfloat16(str(self.model.device)):
+            return
+        exact = self.encode(sample, "document")
+        self.compute_dtype = "bfloat16"
+        if min_cosine(exact, self.encode(sample, "document")) < MIN_COSINE:
+            self.compute_dtype = "float32"
 
     def identity(self) -> dict[str, Any]:
         """Everything that can change this model's vectors, as plain JSON: the teacher half of a cache key."""
@@ -82,15 +103,11 @@ class SentenceTransformerEncoder:
             "compute_dtype": self.compute_dtype,
         }
 
-    def encode_query(
-        self, texts: Sequence[str], *, batch_size: int = 32, advance: Advance | None = None
-    ) -> Vectors:
+    def encode_query(self, texts: Sequence[str], *, batch_size: int = 32, advance: Advance | None = None) -> Vectors:
         """Vectors of queries, float32 `[n, dim]`."""
         return self.encode(texts, "query", batch_size=batch_size, advance=advance)
 
-    def encode_document(
-        self, texts: Sequence[str], *, batch_size: int = 32, advance: Advance | None = None
-    ) -> Vectors:
+    def encode_document(self, texts: Sequence[str], *, batch_size: int = 32, advance: Advance | None = None) -> Vectors:
         """Vectors of documents, float32 `[n, dim]`."""
         return self.encode(texts, "document", batch_size=batch_size, advance=advance)
 
@@ -103,23 +120,28 @@ class SentenceTransformerEncoder:
         order = sorted(range(len(texts)), key=lambda row: -len(texts[row]))
         for start in range(0, len(order), batch_size * BATCHES_PER_CHUNK):
             rows = order[start : start + batch_size * BATCHES_PER_CHUNK]
-            encoded = self.model.encode(
-                [texts[row] for row in rows],
-                prompt=self.prompts[role] or None,
-                batch_size=batch_size,
-                convert_to_numpy=True,
-                show_progress_bar=False,
-            )
-            vectors[rows] = encoded.astype(np.float32, copy=False)
+            with self._autocast():
+                vectors[rows] = self.model.encode(
+                    [texts[row] for row in rows],
+                    prompt=self.prompts[role] or None,
+                    batch_size=batch_size,
+                    convert_to_numpy=True,
+                    show_progress_bar=False,
+                )
             if advance:
                 advance(len(rows))
         return vectors
 
+    def _autocast(self) -> AbstractContextManager[object]:
+        if self.compute_dtype == "float32":
+            return nullcontext()
+        return torch.autocast(self.model.device.type, dtype=torch.bfloat16)
+
 
 def load_sentence_transformer(
-    model: str, revision: str | None = None, compute_dtype: str = "float32", device: str | None = None
+    model: str, revision: str | None = None, device: str | None = None
 ) -> SentenceTransformer:
-    """Loads a folder or hub id, or raises a `LeafError` that says in one line what is missing."""
+    """Loads a folder or hub id in float32, or raises a `LeafError` that says in one line what is missing."""
     folder = Path(model)
     if folder.is_dir() and not any((folder / file).is_file() for file in ("modules.json", "config.json")):
         raise LeafError(
@@ -128,7 +150,7 @@ def load_sentence_transformer(
         )
     try:
         return SentenceTransformer(
-            model, revision=revision, device=device, model_kwargs={"dtype": getattr(torch, compute_dtype)}
+            model, revision=revision, device=device, model_kwargs={"dtype": torch.float32}
         ).eval()
     except Exception as error:
         raise explain_load_error(model, error) from error
@@ -146,7 +168,11 @@ def explain_load_error(model: str, error: Exception) -> Exception:
     }
     if names & {"RepositoryNotFoundError", "RevisionNotFoundError", "GatedRepoError"}:
         return LeafError(f"the hub has no model '{model}' that you may read: {reason[:160]}")
-    if isinstance(error, OSError | RuntimeError) or names & {"HTTPError", "TransportError", "LocalEntryNotFoundError"}:
+    if isinstance(error, OSError | RuntimeError) or names & {
+        "HTTPError",
+        "TransportError",
+        "LocalEntryNotFoundError",
+    }:
         return LeafError(
             f"cannot load '{model}': there is no such folder and no hub can be reached; give a local model folder, "
             "or run once with a network so that the model is cached"
@@ -167,7 +193,8 @@ def _describe(module: torch.nn.Module) -> str:
     name = type(module).__name__
     if name in ("Transformer", "StaticEmbedding"):
         return name  # its settings are in the weights' digest, max_length and compute_dtype
-    config = module.get_config_dict() if hasattr(module, "get_config_dict") else {}
+    get_config = getattr(module, "get_config_dict", None)
+    config = get_config() if callable(get_config) else {}
     return f"{name}{config}" if config else name
 
 

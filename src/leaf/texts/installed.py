@@ -75,9 +75,7 @@ _PARAMETER = re.compile(r"^\*{0,2}\w+(, \w+)*( ?\([^)]*\) ?:| :) ")
 _SIGNATURE = re.compile(r"^[\w.*]+\s?\(.*?\)(\s*(->|=|--).*)?$|^.*\s->\s.*$")
 _NOT_WORDS = re.compile(r"[^a-zA-Z ]+")
 _SENTENCE_END = re.compile(r"(?<=[.!?])[\"')\]]*\s+(?=[\"'(\[*]?[A-Z0-9])")
-_ABBREVIATION = re.compile(
-    r"(?:\b[A-Za-z]|\b(?:e\.g|i\.e|etc|vs|cf|al|approx|resp|Eq|Fig|Sec|no|Ref|Refs|St|Dr))\.$"
-)
+_ABBREVIATION = re.compile(r"(?:\b[A-Za-z]|\b(?:e\.g|i\.e|etc|vs|cf|al|approx|resp|Eq|Fig|Sec|no|Ref|Refs|St|Dr))\.$")
 
 
 #: Marks a title among paragraphs; documentation does not contain this character.
@@ -220,9 +218,7 @@ def _definitions(node: ast.AST, name: str) -> Iterator[tuple[str, str]]:
 def _compiled(names: Sequence[str]) -> Iterator[tuple[str, str]]:
     for name in names:
         spec = importlib.util.find_spec(name)
-        if spec is None or not (
-            spec.origin == "built-in" or str(spec.origin).endswith(tuple(EXTENSION_SUFFIXES))
-        ):
+        if spec is None or not (spec.origin == "built-in" or str(spec.origin).endswith(tuple(EXTENSION_SUFFIXES))):
             continue
         try:
             with warnings.catch_warnings():
@@ -293,9 +289,7 @@ def _paragraphs(text: str, keep_titles: bool = False) -> list[str]:
                 lines = [line for line in lines[1:] if _indent(line) <= indent]
             else:
                 lines[0] = lines[0][directive.end() :] if directive[1] != "deprecated" else ""
-        lines = [
-            line for line in _before_doctest(lines) if not (_TABLE.match(line) or _UNDERLINE.match(line))
-        ]
+        lines = [line for line in _before_doctest(lines) if not (_TABLE.match(line) or _UNDERLINE.match(line))]
         paragraph = _inline(" ".join(lines)).removeprefix("* ").removeprefix("- ")
         if paragraph.endswith("::"):
             skip_deeper_than = min(indent, _indent(lines[-1]))

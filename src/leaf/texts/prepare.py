@@ -260,9 +260,7 @@ def _repeats(hashes: _Hashes) -> npt.NDArray[np.bool_]:
     return repeated
 
 
-def _write(
-    rows: _Rows, fates: npt.NDArray[np.uint8], settings: Prepare, spool: Path, folder: Path
-) -> dict[str, Any]:
+def _write(rows: _Rows, fates: npt.NDArray[np.uint8], settings: Prepare, spool: Path, folder: Path) -> dict[str, Any]:
     shards = _ShardWriter(folder, settings.shard_rows)
     held_out: list[pa.Table] = []
     paired: dict[int, str] = {}
@@ -304,9 +302,7 @@ def _counts(rows: _Rows, outcomes: Counter[tuple[str, int]]) -> dict[str, dict[s
     counts: dict[str, dict[str, Any]] = {}
     for source, read_rows in rows.read.items():
         rejected = rows.rejected.get(source, Counter())
-        rejected.update(
-            {reason: outcomes[source, fate] for fate, reason in _REASONS.items() if outcomes[source, fate]}
-        )
+        rejected.update({reason: outcomes[source, fate] for fate, reason in _REASONS.items() if outcomes[source, fate]})
         counts[source] = {
             "read": read_rows,
             "kept": outcomes[source, Fate.KEPT],
@@ -346,17 +342,13 @@ class _ShardWriter:
 def _write_pairs(rows: _Rows, texts: dict[int, str], folder: Path) -> dict[str, Any]:
     """A retrieval set in BEIR's layout, in which each query has one relevant document. Ordered by name."""
     pairs = sorted(
-        (name, texts[query], texts[document])
-        for name, (query, document) in rows.pairs.items()
-        if query in texts
+        (name, texts[query], texts[document]) for name, (query, document) in rows.pairs.items() if query in texts
     )
     # The prefixes keep ids of queries and documents apart: evaluation drops a hit with the id of its query.
     corpus = ({"_id": f"d:{name}", "title": "", "text": document} for name, _, document in pairs)
     queries = ({"_id": f"q:{name}", "text": query} for name, query, _ in pairs)
     for file, records in (("corpus.jsonl", corpus), ("queries.jsonl", queries)):
-        write_text(
-            folder / file, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
-        )
+        write_text(folder / file, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
     qrels = "".join(f"q:{name}\td:{name}\t1\n" for name, _, _ in pairs)
     write_text(folder / "qrels" / "test.tsv", f"query-id\tcorpus-id\tscore\n{qrels}")
     both = [text for _, query, document in pairs for text in (query, document)]

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from leaf.encoder import Role
 from leaf.errors import LeafError
 from leaf.files import atomic_path
 
@@ -24,7 +25,7 @@ class Shard(NamedTuple):
     """The texts of one file with the role of each (`query` or `document`), in row order."""
 
     texts: list[str]
-    kinds: list[str]
+    kinds: list[Role]
 
 
 def read_shard(path: Path) -> Shard:
@@ -41,9 +42,7 @@ def iter_shards(folder: Path) -> Iterator[Shard]:
     """The training shards in `folder` in order, one at a time. A gap in their numbers is a `LeafError`."""
     paths = sorted(folder.glob("part-*.parquet"))
     if not paths or [path.name for path in paths] != [shard_name(number) for number in range(len(paths))]:
-        raise LeafError(
-            f"{folder} does not hold every shard from {shard_name(0)} on; delete it and run again"
-        )
+        raise LeafError(f"{folder} does not hold every shard from {shard_name(0)} on; delete it and run again")
     yield from map(read_shard, paths)
 
 

@@ -134,9 +134,7 @@ def _check_fields(source: TextSource) -> None:
     }[_scheme(source)[0]] | {"source", "name", "rows", "licence"}
     for name in source.model_dump(exclude_defaults=True):
         if name not in used:
-            raise LeafError(
-                f"texts '{source.source}': {name} has no meaning for this kind of source; leave it out"
-            )
+            raise LeafError(f"texts '{source.source}': {name} has no meaning for this kind of source; leave it out")
 
 
 def _rows(source: TextSource) -> Iterator[Row]:
@@ -298,22 +296,14 @@ def _jsonl(source: TextSource, path: Path, lines: Iterable[str]) -> Iterator[Rec
 
 def _delimited(source: TextSource, path: Path, lines: Iterable[str], delimiter: str) -> Iterator[Record]:
     """CSV with the usual quotes, or TSV without: there they belong to the text, as in BEIR's files."""
-    csv.field_size_limit(
-        2**31 - 1
-    )  # by default fields over 128 KiB raise; long texts are `prepare`'s business
-    if delimiter == ",":
-        reader = csv.reader(lines)
-    else:
-        reader = csv.reader(lines, delimiter=delimiter, quoting=csv.QUOTE_NONE)
+    csv.field_size_limit(2**31 - 1)  # by default fields over 128 KiB raise; long texts are `prepare`'s business
+    unquoted = csv.reader(lines, delimiter=delimiter, quoting=csv.QUOTE_NONE)
+    reader = csv.reader(lines) if delimiter == "," else unquoted
     header = next(reader, [])
     _require(source, path, header)
     for row in reader:
         if row:
-            yield (
-                dict(zip(header, row, strict=False))
-                if len(row) == len(header)
-                else Malformed(delimiter.join(row))
-            )
+            yield (dict(zip(header, row, strict=False)) if len(row) == len(header) else Malformed(delimiter.join(row)))
 
 
 def _file_identity(path: Path) -> dict[str, Any]:
@@ -332,9 +322,7 @@ def _hub_records(source: TextSource, name: str) -> Iterator[Record]:
     while True:
         try:
             record = next(records, None)
-        except (
-            Exception
-        ) as error:  # the HTTP libraries behind it share no base class that outlives their releases
+        except Exception as error:  # the HTTP libraries behind it share no base class that outlives their releases
             raise LeafError(f"{source.source}: reading stopped ({_first_line(error)}); run again") from error
         if record is None:
             return
@@ -352,9 +340,7 @@ def _hub(source: TextSource, name: str) -> Any:
     import datasets
 
     try:
-        return datasets.load_dataset(
-            name, name=source.config, split=source.split, revision=revision, streaming=True
-        )
+        return datasets.load_dataset(name, name=source.config, split=source.split, revision=revision, streaming=True)
     except (OSError, ValueError, RuntimeError) as error:  # no such split or configuration, a script, no files
         raise LeafError(f"{source.source}: {_first_line(error)}") from error
 
@@ -422,9 +408,7 @@ def _tokenizer_file(model: str, revision: str | None) -> Path:
     if Path(model).is_dir():
         path = Path(model) / "tokenizer.json"
         if not path.is_file():
-            raise LeafError(
-                f"{model} has no tokenizer.json; save it once with a fast tokenizer of Transformers"
-            )
+            raise LeafError(f"{model} has no tokenizer.json; save it once with a fast tokenizer of Transformers")
         return path
     cached = try_to_load_from_cache(model, "tokenizer.json", revision=revision)
     if isinstance(cached, str):
