@@ -15,7 +15,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from leaf.encoder import AsymmetricEncoder
-    from leaf.load import load
+    from leaf.loading import load
     from leaf.pipeline import distill
     from leaf.recipe import Recipe
 
@@ -25,7 +25,7 @@ _HOME = {
     "AsymmetricEncoder": "leaf.encoder",
     "Recipe": "leaf.recipe",
     "distill": "leaf.pipeline",
-    "load": "leaf.load",
+    "load": "leaf.loading",
 }
 
 

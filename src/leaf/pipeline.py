@@ -23,7 +23,7 @@ from leaf.evaluation import datasets, records
 from leaf.evaluation.evaluate import VectorCache, evaluate_all
 from leaf.evaluation.examples import examples
 from leaf.files import digest, write_json
-from leaf.load import load
+from leaf.loading import load
 from leaf.progress import say
 from leaf.provenance import provenance
 from leaf.recipe import Recipe

@@ -5,9 +5,10 @@ from collections import Counter
 import pytest
 
 from leaf.errors import LeafError
+from leaf.recipe import Recipe
 from leaf.texts.installed import entries, split
 
-PACKAGES = ["numpy", "scipy", "sklearn", "torch", "transformers", "sentence_transformers", "pydantic", "rich"]
+PACKAGES = Recipe.load("demo").texts[0].packages
 
 
 def test_the_first_sentence_is_the_query_and_the_prose_after_it_the_document() -> None:

@@ -1,0 +1,215 @@
+import errno
+import json
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+import leaf
+from leaf import cli
+from tiny import sentences
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Runs the command line in this process: (exit code, stdout, stderr)."""
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["leaf", *map(str, arguments)])
+        try:
+            cli.main()
+            code = 0
+        except SystemExit as stop:
+            code = stop.code if isinstance(stop.code, int) else (1 if stop.code else 0)
+        printed = capsys.readouterr()
+        return code, printed.out, printed.err
+
+    return call
+
+
+RECIPE = """
+name = "r"
+[teacher]
+model = "{teacher}"
+[student]
+layers = [0]
+[[texts]]
+source = "{texts}"
+kind = "document"
+[prepare]
+held_out = 20
+[train]
+batch_size = 8
+cycles = 1
+epochs_per_cycle = 1
+"""
+
+
+@pytest.fixture
+def recipe(tmp_path, teacher_folder):
+    """Writes a recipe over 100 sentences; keyword arguments replace the teacher, the texts file or its content."""
+
+    def write(content=None, extra="", **values):
+        texts = tmp_path / "texts.jsonl"
+        texts.write_text(
+            "\n".join(json.dumps({"text": text}) for text in sentences(100)) if content is None else content
+        )
+        path = tmp_path / "r.toml"
+        path.write_text(RECIPE.format(**{"teacher": teacher_folder, "texts": texts, **values}) + extra)
+        return path
+
+    return write
+
+
+def assert_one_line(result, *words):
+    code, out, err = result
+    assert code == 2, err
+    assert out == ""
+    lines = [line for line in err.splitlines() if line.startswith("leaf: error: ")]
+    assert len(lines) == 1, err
+    assert "Traceback" not in err
+    for word in words:
+        assert word in lines[0], lines[0]
+
+
+def test_an_unknown_recipe_key_is_named_with_its_neighbour(run, recipe, tmp_path):
+    path = recipe(extra="batchsize = 3\n")
+    assert_one_line(run("distill", path, "--out", tmp_path / "o"), "unknown key 'train.batchsize'", "batch_size")
+
+
+def test_a_missing_column_is_named_with_those_that_are_there(run, recipe, tmp_path):
+    path = recipe(content=json.dumps({"body": "a b c", "title": "t"}))
+    assert_one_line(run("texts", path, "--out", tmp_path / "o"), "'text'", "body, title")
+
+
+def test_an_empty_corpus_is_refused(run, recipe, tmp_path):
+    path = recipe(content="\n".join(json.dumps({"text": " "}) for _ in range(5)))
+    assert_one_line(run("texts", path, "--out", tmp_path / "o"), "empty corpus")
+
+
+def test_a_teacher_folder_without_a_model_is_refused(run, recipe, tmp_path):
+    (tmp_path / "nothing").mkdir()
+    path = recipe(teacher=tmp_path / "nothing")
+    assert_one_line(run("embed", path, "--out", tmp_path / "o"), "holds no model", "modules.json")
+
+
+def test_a_run_folder_of_another_recipe_is_refused(run, recipe, tmp_path):
+    path = recipe()
+    assert run("texts", path, "--out", tmp_path / "o")[0] == 0
+    result = run("texts", path, "--out", tmp_path / "o", "--set", "train.lr=1e-3")
+    assert_one_line(result, "belongs to another recipe", "train.lr", "--out")
+
+
+def test_a_cache_of_another_teacher_is_refused(run, recipe, tmp_path, bert):
+    assert run("embed", recipe(), "--out", tmp_path / "a")[0] == 0
+    other = recipe(teacher=bert)
+    assert run("texts", other, "--out", tmp_path / "b")[0] == 0
+    (tmp_path / "a" / "embeddings").rename(tmp_path / "b" / "embeddings")
+    assert_one_line(run("embed", other, "--out", tmp_path / "b"), "another teacher", "teacher.model was")
+
+
+def test_a_truncated_shard_is_named(run, recipe, tmp_path):
+    path = recipe()
+    assert run("embed", path, "--out", tmp_path / "o")[0] == 0
+    part = next((tmp_path / "o" / "embeddings").glob("*/part-00000.parquet"))
+    part.write_bytes(part.read_bytes()[:50])
+    assert_one_line(run("train", path, "--out", tmp_path / "o"), "part-00000.parquet", "damaged", "delete it")
+
+
+def test_nan_vectors_stop_the_teacher_pass(run, recipe, tmp_path, monkeypatch):
+    from leaf.teacher.model import SentenceTransformerEncoder
+
+    monkeypatch.setattr(
+        SentenceTransformerEncoder, "encode_document", lambda self, texts, **_: np.full((len(texts), 24), np.nan)
+    )
+    assert_one_line(run("embed", recipe(), "--out", tmp_path / "o"), "NaN or infinity for row 0", "compute_dtype")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        RuntimeError("[enforce fail at inline_container.cc:664] . unexpected pos: No space left on device"),
+    ],
+)
+def test_a_full_disk_is_one_line_whoever_reports_it(run, recipe, tmp_path, monkeypatch, error):
+    from leaf.teacher import cache
+
+    def full(*_, **__):
+        raise error
+
+    monkeypatch.setattr(cache.pq, "write_table", full)
+    assert_one_line(run("embed", recipe(), "--out", tmp_path / "o"), "the disk is full", "run the same command again")
+
+
+@pytest.mark.parametrize("what", ["teacher", "texts"])
+def test_a_hub_that_cannot_be_reached_is_one_line_and_quick(run, recipe, tmp_path, what):
+    values = {"teacher": "someone/some-model"} if what == "teacher" else {"texts": "hub:someone/some-texts"}
+    began = time.monotonic()
+    result = run("embed", recipe(**values), "--out", tmp_path / "o")
+    assert_one_line(result, "someone/some-", "hub")
+    assert time.monotonic() - began < 30
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["distill", "nope"], ["no recipe 'nope'", "demo"]),
+        (["distill", "demo", "--set", "lr"], ["write table.field=value"]),
+        (["evaluate"], ["--queries MODEL and --data DIR"]),
+        (["evaluate", "demo", "--queries", "x"], ["not both"]),
+        (["evaluate", "--queries", "/no/such/model", "--data", "/no/such/data"], ["/no/such/data"]),
+        (["encode", "/no/such/model", "/no/such/file"], ["no file '/no/such/file'"]),
+        (["verify", "/no/such/student"], ["has no space.json"]),
+    ],
+)
+def test_other_mistakes_are_one_line_each(run, arguments, words):
+    assert_one_line(run(*arguments), *words)
+
+
+def test_encode_writes_the_vectors_of_the_role_asked_for(run, tmp_path, teacher_folder):
+    lines = sentences(5)
+    (tmp_path / "t.txt").write_text("\n".join(lines) + "\n")
+    encoder = leaf.load(teacher_folder)
+    for role, encode in (("query", encoder.encode_query), ("document", encoder.encode_document)):
+        code, out, err = run("encode", teacher_folder, tmp_path / "t.txt", "--as", role)
+        assert (code, "5 × 24" in out) == (0, True), err
+        vectors = np.load(tmp_path / "t.txt.npy")
+        assert vectors.dtype == np.float32
+        np.testing.assert_allclose(vectors, encode(lines), atol=1e-5)
+    (tmp_path / "t.txt").write_text("a\n\nb\n")
+    assert_one_line(run("encode", teacher_folder, tmp_path / "t.txt"), "line 2 is empty")
+
+
+def test_evaluate_prints_records_as_json(run, tmp_path, teacher_folder, bert):
+    (tmp_path / "sts.tsv").write_text(
+        "sentence1\tsentence2\tscore\n"
+        + "".join(f"{a}\t{b}\t{i}\n" for i, (a, b) in enumerate(zip(sentences(9), sentences(9, 1), strict=True)))
+    )
+    code, out, err = run("evaluate", "--queries", bert, "--data", tmp_path / "sts.tsv", "--json")
+    assert code == 0, err
+    (record,) = json.loads(out)
+    assert (record["dataset"], record["measure"], record["mode"], record["num_queries"]) == (
+        "sts",
+        "spearman",
+        "standard",
+        9,
+    )
+    assert -1 <= record["value"] <= 1
+
+
+def test_recipes_are_listed_one_line_each(run):
+    code, out, _ = run("recipes")
+    assert code == 0
+    assert all(name in out for name in ("demo", "leaf-ir", "leaf-mt"))
+    assert set(json.loads(run("recipes", "--json")[1])) == {"demo", "leaf-ir", "leaf-mt"}
+
+
+def test_help_is_quick_and_lists_every_verb():
+    began = time.monotonic()
+    done = subprocess.run([sys.executable, "-m", "leaf", "--help"], capture_output=True, text=True, check=True)
+    assert time.monotonic() - began < 2  # 0.3 s on a quiet machine; the bar of the project is 0.5 s
+    for verb in ("distill", "texts", "embed", "train", "evaluate", "report", "encode", "verify", "recipes"):
+        assert verb in done.stdout

@@ -1,0 +1,239 @@
+"""One tiny recipe from texts to report, through the files it leaves and the processes that die on the way."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from sentence_transformers import SentenceTransformer
+
+import leaf
+from leaf.errors import LeafError
+from leaf.evaluation.records import read
+from leaf.pipeline import Pipeline
+from leaf.recipe import Recipe
+from leaf.space import Space, verify
+from tiny import save_teacher, sentences
+
+STUDENTS = ("student-table", "student-2l")
+
+
+def recipe(folder, teacher, **changes) -> Recipe:
+    """Two students, 400 texts in shards of 64, and a BEIR set whose queries begin their documents."""
+    texts = sentences(500)
+    (folder / "queries.txt").write_text("\n".join(texts[:200]))
+    (folder / "documents.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in texts[200:450]))
+    beir = folder / "beir"
+    (beir / "qrels").mkdir(parents=True, exist_ok=True)
+    pairs = [(f"q{row}", f"d{row}", text) for row, text in enumerate(texts[450:])]
+    (beir / "corpus.jsonl").write_text("\n".join(json.dumps({"_id": d, "title": "", "text": t}) for _, d, t in pairs))
+    (beir / "queries.jsonl").write_text(
+        "\n".join(json.dumps({"_id": q, "text": " ".join(t.split()[:3])}) for q, _, t in pairs)
+    )
+    (beir / "qrels" / "test.tsv").write_text(
+        "query-id\tcorpus-id\tscore\n" + "".join(f"{q}\t{d}\t1\n" for q, d, _ in pairs)
+    )
+    return Recipe.parse(
+        {
+            "name": "tiny",
+            "teacher": {"model": str(teacher), "name": "tiny-teacher"},
+            "students": [
+                {"name": "student-table", "layers": [], "train": {"lr": 0.05}},
+                {"name": "student-2l", "layers": [0, 3]},
+            ],
+            "texts": [
+                {"source": str(folder / "queries.txt"), "kind": "query"},
+                {"source": str(folder / "documents.jsonl"), "kind": "document", "licence": "CC0"},
+            ],
+            "prepare": {"held_out": 50, "shard_rows": 64},
+            "train": {"batch_size": 16, "cycles": 1, "epochs_per_cycle": 3, "lr": 3e-3, "checkpoint_minutes": 1e-9},
+            "evaluate": {"data": [str(beir)], "bm25": True, "examples": [texts[460]]},
+            **changes,
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, teacher_folder):
+    folder = tmp_path_factory.mktemp("run")
+    settings = recipe(folder, teacher_folder)
+    return settings, folder / "out", leaf.distill(settings, folder / "out", device="cpu")
+
+
+def test_a_run_leaves_what_the_design_promises(finished):
+    _, out, _ = finished
+    for file in (
+        "recipe.toml",
+        "texts/manifest.json",
+        "report.md",
+        "report.html",
+        "report.json",
+        "scores/manifest.json",
+    ):
+        assert (out / file).is_file(), file
+    assert len(list(out.glob("embeddings/*/part-*.parquet"))) == len(list(out.glob("texts/part-*.parquet"))) == 7
+    for name in STUDENTS:
+        for file in (
+            "modules.json",
+            "space.json",
+            "canaries.safetensors",
+            "metrics.jsonl",
+            "README.md",
+            "manifest.json",
+        ):
+            assert (out / name / file).is_file(), f"{name}/{file}"
+        assert (out / "speed" / f"{name}.json").is_file()
+    assert not list(out.glob("checkpoints/**/resume.pt"))
+    assert not (out / "checkpoints" / "cache").exists()
+
+
+def test_the_students_have_learned_and_the_report_says_how_much(finished):
+    _, out, report = finished
+    assert json.loads((out / "report.json").read_text())["name"] == report["name"] == "tiny"
+    for student in report["students"]:
+        lines = [json.loads(line) for line in (out / student["path"] / "metrics.jsonl").read_text().splitlines()]
+        assert student["epsilon"] == pytest.approx(min(line["held_out_error"] for line in lines[1:]))
+        assert student["epsilon"] < lines[0]["held_out_error"]
+        scores, teacher = student["scores"]["beir"], report["teacher"]["scores"]["beir"]
+        assert student["retention"]["asymmetric"] == pytest.approx(100 * scores["asymmetric"] / teacher)
+    modes = {(each.encoder, each.mode) for each in read(out / "scores") if each.measure == "ndcg@10"}
+    assert len(modes) == 6  # teacher, BM25, and two students in two modes
+
+
+def test_plain_sentence_transformers_loads_a_student_and_gives_leafs_vectors(finished):
+    _, out, _ = finished
+    texts = sentences(20, seed=9)
+    for name in STUDENTS:
+        ours, plain = leaf.load(out / name), SentenceTransformer(str(out / name), device="cpu")
+        np.testing.assert_allclose(ours.encode_query(texts), plain.encode_query(texts), atol=1e-5)
+        np.testing.assert_allclose(ours.encode_document(texts), plain.encode_document(texts), atol=1e-5)
+
+
+def test_every_student_lies_in_the_space_it_carries_and_another_teacher_does_not(finished, tmp_path):
+    _, out, _ = finished
+    for name in STUDENTS:
+        space = Space.load(out / name)
+        verdict = verify(leaf.load(out / name), space)
+        assert verdict.in_space
+        assert verdict.error == pytest.approx(verdict.expected, abs=1e-5)
+        assert verdict.expected > 0
+    stranger = save_teacher(tmp_path, seed=5)
+    assert not verify(leaf.load(stranger), space).in_space
+
+
+def test_a_finished_run_is_not_made_again(finished, monkeypatch):
+    settings, out, _ = finished
+    before = {
+        path: path.stat().st_mtime_ns for path in out.rglob("*") if path.name in ("manifest.json", "model.safetensors")
+    }
+    from leaf.teacher.model import SentenceTransformerEncoder
+
+    monkeypatch.setattr(SentenceTransformerEncoder, "encode_document", lambda *_, **__: pytest.fail("encoded again"))
+    leaf.distill(settings, out, device="cpu")
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+def test_a_run_folder_of_another_recipe_is_refused(finished):
+    settings, out, _ = finished
+    other = settings.model_copy(update={"train": settings.train.model_copy(update={"lr": 1e-3})})
+    with pytest.raises(LeafError, match=r"belongs to another recipe \(train\.lr was 0\.003, is now 0\.001\)"):
+        leaf.distill(other, out, device="cpu")
+
+
+def test_texts_that_changed_after_the_run_began_are_refused(tmp_path, teacher_folder):
+    settings = recipe(tmp_path, teacher_folder)
+    pipeline = Pipeline(settings, tmp_path / "out")
+    pipeline.texts()
+    (tmp_path / "queries.txt").write_text("something else\n")
+    with pytest.raises(LeafError, match=r"out/texts was made from other inputs \(texts\[0\]\.files"):
+        pipeline.texts()
+
+
+def test_a_stage_whose_input_is_missing_names_the_command_that_makes_it(tmp_path, teacher_folder):
+    pipeline = Pipeline(recipe(tmp_path, teacher_folder), tmp_path / "out", device="cpu")
+    with pytest.raises(LeafError, match="run `leaf texts tiny` first"):
+        pipeline.embed()
+    pipeline.texts()
+    with pytest.raises(LeafError, match="run `leaf embed tiny` first"):
+        pipeline.train()
+    with pytest.raises(LeafError, match="run `leaf train tiny` first"):
+        pipeline.evaluate()
+
+
+def test_a_truncated_text_shard_and_a_truncated_vector_part_are_one_line_each(tmp_path, teacher_folder):
+    pipeline = Pipeline(recipe(tmp_path, teacher_folder), tmp_path / "out", device="cpu")
+    pipeline.texts()
+    shard = tmp_path / "out" / "texts" / "part-00001.parquet"
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(LeafError, match=r"part-00001\.parquet is damaged"):
+        pipeline.embed()
+    shard.write_bytes(whole)
+    pipeline.embed()
+    part = next((tmp_path / "out" / "embeddings").glob("*/part-00002.parquet"))
+    part.write_bytes(part.read_bytes()[:-100])
+    with pytest.raises(LeafError, match=r"part-00002\.parquet is missing or damaged .*delete it and run again"):
+        pipeline.train()
+
+
+def test_a_teacher_that_is_not_normalised_gives_students_that_are_not(tmp_path):
+    teacher = save_teacher(tmp_path / "t", normalise=False)
+    settings = recipe(tmp_path, teacher, evaluate={"data": [str(tmp_path / "beir")], "bm25": False})
+    report = leaf.distill(settings, tmp_path / "out", device="cpu")
+    for name in STUDENTS:
+        modules = json.loads((tmp_path / "out" / name / "modules.json").read_text())
+        assert not any(module["type"].endswith("Normalize") for module in modules)
+        norms = np.linalg.norm(leaf.load(tmp_path / "out" / name).encode_document(sentences(20)), axis=1)
+        assert np.ptp(norms) > 0.01
+    assert report["baselines"]["bm25"] == {}
+
+
+def weights(out) -> dict[str, torch.Tensor]:
+    return {
+        f"{file.relative_to(out)}:{name}": value
+        for student in STUDENTS
+        for file in sorted((out / student).rglob("*.safetensors"))
+        for name, value in load_file(file).items()
+    }
+
+
+#: A file whose appearance says where the run is, and how long to wait then, in seconds.
+MOMENTS = (
+    ("embeddings/*/part-00000.parquet", 0.0),
+    ("embeddings/*/part-00004.parquet", 0.01),
+    ("checkpoints/student-table/resume.pt", 0.05),
+    ("checkpoints/student-2l/resume.pt", 0.0),
+    ("checkpoints/student-2l/resume.pt", 0.3),
+)
+
+
+def test_a_run_killed_with_signal_9_again_and_again_ends_with_the_same_weights(finished, tmp_path):
+    settings, uninterrupted, _ = finished
+    (tmp_path / "r.toml").write_text(settings.to_toml())
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "leaf", "distill", str(tmp_path / "r.toml"), "--out", str(out), "--device", "cpu"]
+    kills = 0
+    for pattern, delay in MOMENTS:
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        while process.poll() is None:
+            if next(out.glob(pattern), None):
+                time.sleep(delay)
+                break
+            time.sleep(0.005)
+        if process.poll() is None:
+            os.kill(process.pid, signal.SIGKILL)
+            kills += 1
+        process.wait()
+    last = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert last.returncode == 0, last.stderr
+    assert kills >= 3  # a fast machine may finish before the last moments
+    expected, found = weights(uninterrupted), weights(out)
+    assert expected.keys() == found.keys()
+    for name, value in expected.items():
+        assert torch.equal(value, found[name]), name
