@@ -44,7 +44,7 @@ def recipe(folder, teacher, **changes) -> Recipe:
             "name": "tiny",
             "teacher": {"model": str(teacher), "name": "tiny-teacher"},
             "students": [
-                {"name": "student-table", "layers": [], "train": {"lr": 0.05}},
+                {"name": "student-table", "layers": [], "ridge_texts": 0, "train": {"lr": 0.05}},
                 {"name": "student-2l", "layers": [0, 3]},
             ],
             "texts": [

@@ -39,10 +39,8 @@ def print_summary(report: dict[str, Any], console: Console) -> None:
         asymmetric = {each["encoder"]: each for each in example["answers"] if each["mode"] == "asymmetric"}
         line(f"“{example['query']}”")
         for document in asymmetric[best["name"]]["documents"][:SHOWN]:
-            line(
-                f"  {document['score']:.2f} {'✓' if document['teacher_too'] else ' '} {document['text']}",
-                "dim",
-            )
+            found = "✓" if document["teacher_too"] else " "
+            line(f"  {document['score']:.2f} {found} {document['id']}: {document['text']}", "dim")
         shared = ", ".join(f"{name} {answer['overlap']}" for name, answer in asymmetric.items())
         line(f"  of the teacher's top {len(example['answers'][0]['documents'])}: {shared}")
     line()

@@ -344,12 +344,12 @@ def _write_pairs(rows: _Rows, texts: dict[int, str], folder: Path) -> dict[str, 
     pairs = sorted(
         (name, texts[query], texts[document]) for name, (query, document) in rows.pairs.items() if query in texts
     )
-    # The prefixes keep ids of queries and documents apart: evaluation drops a hit with the id of its query.
-    corpus = ({"_id": f"d:{name}", "title": "", "text": document} for name, _, document in pairs)
+    # The prefix keeps ids of queries and documents apart: evaluation drops a hit with the id of its query.
+    corpus = ({"_id": name, "title": "", "text": document} for name, _, document in pairs)
     queries = ({"_id": f"q:{name}", "text": query} for name, query, _ in pairs)
     for file, records in (("corpus.jsonl", corpus), ("queries.jsonl", queries)):
         write_text(folder / file, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
-    qrels = "".join(f"q:{name}\td:{name}\t1\n" for name, _, _ in pairs)
+    qrels = "".join(f"q:{name}\t{name}\t1\n" for name, _, _ in pairs)
     write_text(folder / "qrels" / "test.tsv", f"query-id\tcorpus-id\tscore\n{qrels}")
     both = [text for _, query, document in pairs for text in (query, document)]
     return {
