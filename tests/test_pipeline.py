@@ -45,7 +45,7 @@ def recipe(folder, teacher, **changes) -> Recipe:
             "teacher": {"model": str(teacher), "name": "tiny-teacher"},
             "students": [
                 {"name": "student-table", "layers": [], "ridge_texts": 0, "train": {"lr": 0.05}},
-                {"name": "student-2l", "layers": [0, 3]},
+                {"name": "student-2l", "layers": [0, 3], "ridge_texts": 0},
             ],
             "texts": [
                 {"source": str(folder / "queries.txt"), "kind": "query"},

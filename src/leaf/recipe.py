@@ -1,8 +1,8 @@
 """A recipe: one TOML file that says everything about a run. Frozen, checked, complete in itself.
 
-    recipe = Recipe.load("leaf-ir")            # a recipe that ships
-    recipe = Recipe.load("my/recipe.toml")     # or one of your own
-    recipe = recipe.override("train.lr=3e-4")  # what one run changes
+    recipe = Recipe.load("leaf-ir")                      # a recipe that ships
+    recipe = Recipe.load("my/recipe.toml")               # or one of your own
+    recipe = Recipe.load("leaf-ir", ["train.lr=3e-4"])   # with what one run changes
 
 A variant names the recipe it starts from (`extends = "leaf-ir"`) and the fields it changes. This file imports no torch.
 """

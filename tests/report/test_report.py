@@ -430,8 +430,8 @@ def test_the_summary_has_every_system_and_fits_100_columns_in_a_pipe(folder: Pat
     assert table["student-2l", "standard"][-3:] == ["0.400", "15.3M", "2.25"]
     assert table["student-2l", "asymmetric"][2:4] == ["46.0", "95.0"]  # 46 is the mean of 72 and 20
     assert "of the teacher's top 2: student-table 1, student-2l 1" in printed
-    assert "0.90 ✓ d2: <script>" in printed
-    assert "0.80   d3: <script>" in printed
+    assert "0.90 ✓ d2: d2: <script>" in printed
+    assert "0.80   d3: d3: <script>" in printed
     assert lines[-3:] == [f"{folder}/report.html", f"{folder}/student-table", f"{folder}/student-2l"]
     assert "\x1b" not in printed
 

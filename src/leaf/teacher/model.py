@@ -83,9 +83,9 @@ class SentenceTransformerEncoder:
         """
         if not native_bfloat16(str(self.model.device)):
             return
-        exact = self.encode(sample, "document")
+        exact = {role: self.encode(sample, role) for role in self.prompts}
         self.compute_dtype = "bfloat16"
-        if min_cosine(exact, self.encode(sample, "document")) < MIN_COSINE:
+        if min(min_cosine(exact[role], self.encode(sample, role)) for role in self.prompts) < MIN_COSINE:
             self.compute_dtype = "float32"
 
     def identity(self) -> dict[str, Any]:

@@ -1,0 +1,115 @@
+"""docs/paper.md and README.md name only what exists, and the map from the paper leaves nothing out."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+import typer
+
+from leaf import recipe
+from leaf.cli import app
+
+ROOT = Path(__file__).parent.parent
+PAPER, README = ROOT / "docs" / "paper.md", ROOT / "README.md"
+LINK = re.compile(r"\[([^\]]+)\]\((?!https?:|#|mailto:)([^)\s#]+)[^)]*\)")
+#: Numbers of the paper: equations 1–12, tables 1–8, figures 1–12, listings 1–2, and sections with a method or a claim.
+COUNTS = {"Eq.": 12, "Table": 8, "Figure": 12, "Listing": 2}
+NUMBERED = [f"{kind} {number}" for kind, count in COUNTS.items() for number in range(1, count + 1)]
+SECTIONS = ["§2", "§2.1", "§2.2", "§3.1", "§3.2", "§3.3"]
+APPENDICES = ["A.1", "A.2", "A.3", "B.1", "B.2", "B.3", "C", "D", "E", "F", "G"]
+TABLES = {
+    "teacher": recipe.Teacher,
+    "student": recipe.Student,
+    "prepare": recipe.Prepare,
+    "train": recipe.Train,
+    "evaluate": recipe.Evaluate,
+}
+
+
+def rows(text):
+    """Label → the other cells, of every three-column table row."""
+    found = re.findall(r"^\| ([^|]+) \| ([^|]+) \| ([^|]+) \|$", text, flags=re.MULTILINE)
+    cells = {label: (what, where) for label, what, where in found if label != "Paper"}
+    assert len(cells) == sum(label != "Paper" for label, _, _ in found), "a label has two rows"
+    return cells
+
+
+def code(text):
+    return re.findall(r"`([^`\n]+)`", text)
+
+
+def defined(path):
+    """Names of the functions and classes of a Python file, methods as `Class.method`."""
+    names = set()
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            names.add(node.name)
+            names |= {f"{node.name}.{each.name}" for each in ast.walk(node) if isinstance(each, ast.FunctionDef)}
+    return names
+
+
+def wrong_links(page):
+    for text, target in LINK.findall(page.read_text(encoding="utf-8")):
+        path = (page.parent / target).resolve()
+        if not path.exists():
+            yield f"no file {target}"
+        elif path.suffix == ".py" and re.fullmatch(r"`[\w.]+`", text) and text.strip("`") not in defined(path):
+            yield f"{target} defines no {text}"
+
+
+def wrong_commands(text):
+    verbs = typer.main.get_command(app).commands
+    for command in code(text) + re.findall(r"^ *(?:\$ )?(leaf [a-z].*)$", text, flags=re.MULTILINE):
+        if not command.startswith("leaf "):
+            continue
+        verb = command.split()[1]
+        options = {option for each in verbs[verb].params for option in each.opts} if verb in verbs else set()
+        if verb not in verbs or not options | {"--help"} >= set(re.findall(r"--[a-z0-9-]+", command)):
+            yield command
+
+
+def wrong_settings(text):
+    for name in code(text):
+        table, dot, field = name.partition(".")
+        if table in TABLES and dot and field.isidentifier() and field not in TABLES[table].model_fields:
+            yield name
+
+
+def wrong_tree(text):
+    """Paths that do not exist, of a source tree drawn in a code block that begins with `src/`."""
+    for block in re.findall(r"```\w*\n(src/.*?)```", text, flags=re.DOTALL):
+        parents = []
+        for line in re.sub(r"[├└│─]", " ", block).splitlines():
+            depth, name = len(line) - len(line.lstrip()), line.split()[0] if line.strip() else ""
+            parents = [each for each in parents if each[0] < depth]
+            path = (parents[-1][1] if parents else ROOT) / name
+            if name and not path.exists() and not list(path.parent.glob(path.name)):
+                yield str(path.relative_to(ROOT))
+            parents.append((depth, path))
+
+
+@pytest.mark.parametrize("label", NUMBERED + SECTIONS + APPENDICES)
+def test_everything_numbered_in_the_paper_has_a_row_that_says_where_it_is(label):
+    what, where = rows(PAPER.read_text(encoding="utf-8"))[label]
+    assert what.strip()
+    assert "not yet" in where or LINK.search(where) or code(where) or re.search(r"as (Table|Figure) \d", where)
+
+
+@pytest.mark.parametrize("page", [PAPER, README], ids=lambda page: page.name)
+def test_a_page_names_only_files_functions_commands_and_settings_that_exist(page):
+    text = page.read_text(encoding="utf-8")
+    wrong = [*wrong_links(page), *wrong_commands(text), *wrong_settings(text), *wrong_tree(text)]
+    assert not wrong
+
+
+def test_what_does_not_exist_is_found(tmp_path):
+    page = tmp_path / "page.md"
+    (tmp_path / "code.py").write_text("class A:\n    def b(self): ...\n")
+    page.write_text("[x](gone.py) [`A.b`](code.py) [`A.c`](code.py)")
+    assert list(wrong_links(page)) == ["no file gone.py", "code.py defines no `A.c`"]
+    commands = "`leaf fly` `leaf texts demo` `leaf texts --wings`\n    leaf crawl demo\n"
+    assert list(wrong_commands(commands)) == ["leaf fly", "leaf texts --wings", "leaf crawl demo"]
+    assert list(wrong_settings("`train.lr` `train.rate`")) == ["train.rate"]
+    tree = "```\nsrc/leaf/\n  cli.py       the command line\n  student/\n    loss.py\n    gain.py\n```"
+    assert list(wrong_tree(tree)) == ["src/leaf/student/gain.py"]
