@@ -107,6 +107,8 @@ class Pipeline:
         scratch = self.run.folder / "checkpoints" / "cache"
         if scratch.exists():
             shutil.rmtree(scratch)
+            if not any(scratch.parent.iterdir()):
+                scratch.parent.rmdir()
         return manifests
 
     def evaluate(self) -> dict[str, Any]:

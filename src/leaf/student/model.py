@@ -167,6 +167,8 @@ class Student(nn.Module):
         """Writes the Sentence Transformers folder, readable by old and new releases and by other runtimes."""
         # Sentence Transformers writes a card of its own; ours comes with the report.
         self.model.save(str(folder), create_model_card=False)
+        for weights in folder.rglob("*.safetensors"):
+            weights.chmod((folder / "modules.json").stat().st_mode)  # safetensors lets only the owner read
         modules = json.loads((folder / "modules.json").read_text())
         for module in modules:
             module["type"] = MODULE_PATH + module["type"].rsplit(".", 1)[-1]
