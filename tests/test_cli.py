@@ -3,12 +3,14 @@ import json
 import subprocess
 import sys
 import time
+import tomllib
 
 import numpy as np
 import pytest
 
 import leaf
 from leaf import cli
+from leaf.recipe import Recipe
 from tiny import sentences
 
 
@@ -205,6 +207,12 @@ def test_recipes_are_listed_one_line_each(run):
     assert code == 0
     assert all(name in out for name in ("demo", "leaf-ir", "leaf-mt"))
     assert set(json.loads(run("recipes", "--json")[1])) == {"demo", "leaf-ir", "leaf-mt"}
+
+
+def test_a_recipe_that_is_printed_is_that_recipe(run):
+    code, out, _ = run("recipes", "leaf-mt")
+    assert code == 0
+    assert Recipe.parse(tomllib.loads(out)) == Recipe.load("leaf-mt")
 
 
 def test_help_is_quick_and_lists_every_verb():

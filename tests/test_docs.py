@@ -1,17 +1,21 @@
 """docs/paper.md and README.md name only what exists, and the map from the paper leaves nothing out."""
 
 import ast
+import io
+import json
 import re
 from pathlib import Path
 
 import pytest
 import typer
+from rich.console import Console
 
 from leaf import recipe
 from leaf.cli import app
+from leaf.report import print_summary
 
 ROOT = Path(__file__).parent.parent
-PAPER, README = ROOT / "docs" / "paper.md", ROOT / "README.md"
+PAPER, REFERENCE, README = ROOT / "docs" / "paper.md", ROOT / "docs" / "recipe.md", ROOT / "README.md"
 LINK = re.compile(r"\[([^\]]+)\]\((?!https?:|#|mailto:)([^)\s#]+)[^)]*\)")
 #: Numbers of the paper: equations 1–12, tables 1–8, figures 1–12, listings 1–2, and sections with a method or a claim.
 COUNTS = {"Eq.": 12, "Table": 8, "Figure": 12, "Listing": 2}
@@ -89,6 +93,58 @@ def wrong_tree(text):
             parents.append((depth, path))
 
 
+def reference():
+    """docs/recipe.md: every field of a recipe with its default, from the models that check it."""
+    page = [
+        "# Recipe reference",
+        "",
+        "Every field of a recipe file, with its default. An unknown key is an error. `leaf recipes RECIPE` prints a",
+        "recipe that ships, to start from; `--set TABLE.FIELD=VALUE` changes one setting of a run. Written by",
+        "`python tests/test_docs.py` from [recipe.py](../src/leaf/recipe.py).",
+        "",
+        '`name` names the run folder, `description` is for `leaf recipes`, and `extends = "leaf-ir"` starts from another',
+        "recipe, by name or by path: tables are merged field by field, lists are replaced.",
+    ]
+    headings = {"[teacher]": recipe.Teacher, "[student], or each of [[students]]": recipe.Student,
+                "[[texts]]": recipe.TextSource, "[prepare]": recipe.Prepare, "[train]": recipe.Train,
+                "[evaluate]": recipe.Evaluate}  # fmt: skip
+    for heading, section in headings.items():
+        page += ["", f"## `{heading}`", "", f"{section.__doc__}", "", "| field | default | |", "|---|---|---|"]
+        for name, field in section.model_fields.items():
+            default = "required" if field.is_required() else f"`{json.dumps(field.default)}`"
+            default = "" if default == "`null`" else default
+            page.append(f"| `{name}` | {default} | {' '.join(field.description.split()).replace('|', '&#124;')} |")
+    return "\n".join(page) + "\n"
+
+
+def test_the_recipe_reference_is_that_of_the_code():
+    assert REFERENCE.read_text(encoding="utf-8") == reference()
+
+
+def test_every_field_of_a_recipe_says_what_it_is():
+    for section in (*TABLES.values(), recipe.TextSource):
+        assert all(field.description for field in section.model_fields.values()), section
+
+
+def demo_block(text):
+    """README's demo output: what stands between the two markers, and the whole README around it."""
+    before, rest = text.split("from results/demo/report.json -->\n")
+    block, after = rest.split("<!-- /demo -->")
+    return before + "from results/demo/report.json -->\n", block, "<!-- /demo -->" + after
+
+
+def printed_demo():
+    """What the demo printed, made again from its record."""
+    console = Console(file=io.StringIO(), width=100)
+    print_summary(json.loads((ROOT / "results" / "demo" / "report.json").read_text(encoding="utf-8")), console)
+    lines = console.file.getvalue().splitlines()
+    return "```\n" + "\n".join(line.rstrip() for line in lines) + "\n```\n"
+
+
+def test_the_demo_output_in_the_readme_is_that_of_its_record():
+    assert demo_block(README.read_text(encoding="utf-8"))[1] == printed_demo()
+
+
 @pytest.mark.parametrize("label", NUMBERED + SECTIONS + APPENDICES)
 def test_everything_numbered_in_the_paper_has_a_row_that_says_where_it_is(label):
     what, where = rows(PAPER.read_text(encoding="utf-8"))[label]
@@ -113,3 +169,9 @@ def test_what_does_not_exist_is_found(tmp_path):
     assert list(wrong_settings("`train.lr` `train.rate`")) == ["train.rate"]
     tree = "```\nsrc/leaf/\n  cli.py       the command line\n  student/\n    loss.py\n    gain.py\n```"
     assert list(wrong_tree(tree)) == ["src/leaf/student/gain.py"]
+
+
+if __name__ == "__main__":
+    start, _, end = demo_block(README.read_text(encoding="utf-8"))
+    README.write_text(start + printed_demo() + end, encoding="utf-8")
+    REFERENCE.write_text(reference(), encoding="utf-8")

@@ -4,8 +4,7 @@ import errno
 import json
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -27,7 +26,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    rich_markup_mode="rich",
+    rich_markup_mode="markdown",
 )
 stdout = Console(highlight=False)
 
@@ -171,7 +170,7 @@ def train(
 @app.command()
 def evaluate(
     recipe: Annotated[
-        str | None, typer.Argument(metavar="[RECIPE]", help="Score the students of this recipe's run.")
+        str | None, typer.Argument(metavar="RECIPE", help="Score the students of this recipe's run.")
     ] = None,
     queries: Annotated[str | None, typer.Option("--queries", metavar="MODEL", help="Encoder of the queries.")] = None,
     documents: Annotated[
@@ -248,7 +247,7 @@ def encode(
     batch_size: Annotated[int, typer.Option("--batch-size", min=1)] = 32,
     device: Device = None,
 ) -> None:
-    """Encode text files; FILE.npy beside each file holds float32 [lines, dim]."""
+    """Encode text files: FILE.npy beside each FILE, float32, one row a line."""
     import numpy as np
 
     from leaf.files import atomic_path
@@ -298,10 +297,19 @@ def verify(
 
 
 @app.command()
-def recipes(as_json: AsJson = False) -> None:
-    """The recipes that ship, one line each."""
-    from leaf.recipe import shipped_recipes
+def recipes(
+    name: Annotated[
+        str | None, typer.Argument(metavar="RECIPE", help="Print this recipe whole, to start one of your own from.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """The recipes that ship, one line each, or one of them whole."""
+    from leaf.recipe import Recipe, shipped_recipes
 
+    if name is not None:
+        recipe = Recipe.load(name)
+        print(json.dumps(recipe.model_dump(mode="json"), indent=2) if as_json else recipe.to_toml(), end="")
+        return
     shipped = shipped_recipes()
     if as_json:
         _print_json({name: recipe.model_dump(mode="json") for name, recipe in shipped.items()})
@@ -336,13 +344,10 @@ def _recipe(name: str, limit: int | None, teacher: str | None, settings: list[st
     return override_teacher(recipe, teacher) if teacher else recipe
 
 
-@contextmanager
-def _pipeline(recipe: "Recipe", out: Path | None, device: str | None = None) -> Iterator["Pipeline"]:
+def _pipeline(recipe: "Recipe", out: Path | None, device: str | None = None) -> "AbstractContextManager[Pipeline]":
     from leaf.pipeline import Pipeline
 
-    pipeline = Pipeline(recipe, out, device=device)
-    with pipeline.run.lock():
-        yield pipeline
+    return Pipeline(recipe, out, device=device).open()
 
 
 def _lines(file: Path) -> list[str]:

@@ -9,10 +9,11 @@ inputs returns at once. Nothing is passed between stages but files.
 import functools
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -61,24 +62,29 @@ def distill(
     """
     if not isinstance(recipe, Recipe):
         recipe = Recipe.load(recipe, overrides)
-    pipeline = Pipeline(recipe, out, device=device)
-    with pipeline.run.lock():
+    with Pipeline(recipe, out, device=device).open() as pipeline:
         for stage in STAGES:
             getattr(pipeline, stage)()
     return json.loads((pipeline.run.folder / "report.json").read_text(encoding="utf-8"))  # type: ignore[no-any-return]
 
 
 class Pipeline:
-    """One recipe in one run folder. Call the stages in the order of `STAGES`, holding `run.lock()`."""
+    """One recipe in one run folder. Call the stages in the order of `STAGES`, inside `with pipeline.open():`."""
 
     def __init__(self, recipe: Recipe, out: str | Path | None = None, *, device: str | None = None) -> None:
         self.recipe = recipe
         self.run = Run(Path(out) if out is not None else Path("runs") / recipe.name)
         self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
 
+    @contextmanager
+    def open(self) -> Iterator[Self]:
+        """Keeps other writers and other recipes out of the run folder."""
+        with self.run.lock():
+            self.run.claim(self.recipe)
+            yield self
+
     def texts(self) -> dict[str, Any]:
         """Reads the sources into shards, with a held-out split."""
-        self.run.claim(self.recipe)
         sources = [source_identity(source) for source in self.recipe.texts]
         stage = self.run.stage("texts", {"texts": sources, "prepare": self.recipe.prepare.model_dump(mode="json")})
         if (manifest := stage.manifest) is not None:

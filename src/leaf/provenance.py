@@ -61,7 +61,11 @@ def versions() -> dict[str, str]:
 
 def hardware() -> dict[str, Any]:
     """CPU model and count; threads and GPUs as torch sees them, where torch is loaded already."""
-    facts: dict[str, Any] = {"cpu": _cpu_model(), "cpus": os.cpu_count(), "platform": platform.platform()}
+    facts: dict[str, Any] = {
+        "cpu": _cpu_model(),
+        "cpus": os.cpu_count(),
+        "platform": f"{platform.system()} {platform.machine()}",
+    }
     torch = sys.modules.get("torch")
     if torch is not None:
         facts["threads"] = torch.get_num_threads()

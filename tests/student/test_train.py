@@ -48,14 +48,14 @@ def examples(student: Student, count: int, seed: int) -> Examples:
     )
 
 
-def run(folder, student, settings=SETTINGS, **arguments):
+def run(folder, student, settings=SETTINGS, device="cpu", **arguments):
     return train(
         student,
         examples(student, 83, 0),
         examples(student, 40, 1),
         settings,
         folder,
-        device="cpu",
+        device=device,
         **arguments,
     )
 
@@ -183,3 +183,11 @@ def test_bfloat16_reaches_nearly_the_error_of_float32(bert, tmp_path):
     rounded = run(tmp_path / "16", new_student(bert), SETTINGS.model_copy(update={"compute_dtype": "bfloat16"})).error
     assert rounded != exact
     assert rounded == pytest.approx(exact, rel=0.05)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("layers", [(0, 3), ()])
+def test_a_gpu_reaches_the_error_of_the_cpu(bert, tmp_path, layers):
+    on_cpu = run(tmp_path / "cpu", new_student(bert, layers)).error
+    on_gpu = run(tmp_path / "gpu", new_student(bert, layers), device="cuda").error
+    assert on_gpu == pytest.approx(on_cpu, rel=0.02)
