@@ -102,8 +102,8 @@ def reference():
         "recipe that ships, to start from; `--set TABLE.FIELD=VALUE` changes one setting of a run. Written by",
         "`python tests/test_docs.py` from [recipe.py](../src/leaf/recipe.py).",
         "",
-        '`name` names the run folder, `description` is for `leaf recipes`, and `extends = "leaf-ir"` starts from another',
-        "recipe, by name or by path: tables are merged field by field, lists are replaced.",
+        '`name` names the run folder, `description` is for `leaf recipes`, and `extends = "leaf-ir"` starts from',
+        "another recipe, by name or by path: tables are merged field by field, lists are replaced.",
     ]
     headings = {"[teacher]": recipe.Teacher, "[student], or each of [[students]]": recipe.Student,
                 "[[texts]]": recipe.TextSource, "[prepare]": recipe.Prepare, "[train]": recipe.Train,
