@@ -3,9 +3,12 @@ import multiprocessing
 from pathlib import Path
 
 import pytest
+from huggingface_hub import HfApi
+from huggingface_hub.errors import HFValidationError
 
 from leaf.errors import LeafError
 from leaf.files import atomic_path, digest, quick_digest, write_json
+from leaf.models import HubUnreachable, hub_revision, resolve_model
 from leaf.provenance import provenance
 from leaf.recipe import Recipe
 from leaf.run import Run, Stage, difference, read_manifest
@@ -112,3 +115,35 @@ def test_provenance_is_json_and_names_code_versions_and_hardware():
     assert facts["versions"]["numpy"]
     assert facts["hardware"]["cpus"] > 0
     assert facts["time"].endswith("+00:00")
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected", "message"),
+    [
+        (ConnectionError("no route\nto host"), HubUnreachable, r"the hub cannot be reached for a/b \(no route\)"),
+        (TimeoutError(), HubUnreachable, r"the hub cannot be reached for a/b \(TimeoutError\)"),
+        (HFValidationError("bad"), LeafError, "the hub shows no model a/b at revision v2; check the name"),
+    ],
+)
+def test_a_hub_that_is_silent_is_told_apart_from_one_that_says_no(monkeypatch, answer, expected, message):
+    def asked(*_, **__):
+        raise answer
+
+    monkeypatch.setattr(HfApi, "repo_info", asked)
+    with pytest.raises(LeafError, match=message) as error:
+        hub_revision("a/b", "model", "v2")
+    assert type(error.value) is expected
+
+
+def test_models_are_found_in_folders_and_in_installed_packages(tmp_path):
+    assert resolve_model(str(tmp_path)) == str(tmp_path)
+    assert resolve_model("owner/name") == "owner/name"
+    assert Path(resolve_model("package:leaf/recipes")).is_dir()
+    for spec, message in [
+        ("package:no_such_thing/model", "package 'no_such_thing' is not installed; pip install no-such-thing"),
+        ("package:leaf/nowhere", "package 'leaf' has no folder 'nowhere'"),
+        ("./nowhere", r"no folder './nowhere'"),
+        ("a/b/c", "no folder 'a/b/c'"),
+    ]:
+        with pytest.raises(LeafError, match=message):
+            resolve_model(spec)

@@ -2,8 +2,16 @@
 
 import importlib.util
 from pathlib import Path
+from typing import Literal
 
 from leaf.errors import LeafError
+
+#: Seconds the hub has to answer; left to themselves, the libraries retry for minutes where there is no network.
+HUB_TIMEOUT = 10
+
+
+class HubUnreachable(LeafError):
+    """No answer from the hub. What is in its local cache can still be loaded."""
 
 
 def resolve_model(model: str) -> str:
@@ -34,3 +42,27 @@ def resolve_model(model: str) -> str:
 def short_name(model: str) -> str:
     """The last part of a model name, for tables: `intfloat/e5-small-v2` → `e5-small-v2`."""
     return model.rstrip("/").rsplit("/", 1)[-1]
+
+
+def hub_revision(name: str, repo_type: Literal["model", "dataset"], revision: str | None = None) -> str:
+    """The commit that the hub would serve, asked once and without retries.
+
+    Raises `HubUnreachable` where there is no answer, and a plain `LeafError` where the hub knows no such repository.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
+
+    try:
+        sha = HfApi().repo_info(name, repo_type=repo_type, revision=revision, timeout=HUB_TIMEOUT).sha
+    except (HFValidationError, RepositoryNotFoundError, RevisionNotFoundError) as error:
+        at = f" at revision {revision}" if revision else ""
+        raise LeafError(
+            f"the hub shows no {repo_type} {name}{at}; check the name, or log in if it is private"
+        ) from error
+    except Exception as error:  # the HTTP client changes with the release, and its errors have no public base class
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise HubUnreachable(
+            f"the hub cannot be reached for {name} ({reason}); connect, or name a local copy"
+        ) from error
+    assert sha is not None
+    return sha

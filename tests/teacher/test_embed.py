@@ -129,7 +129,7 @@ def test_a_disk_that_is_too_small_is_seen_before_the_first_text_is_encoded(texts
     monkeypatch.setattr(module.shutil, "disk_usage", lambda _: usage)
     teacher = HashTeacher()
     with pytest.raises(
-        LeafError, match=r"the vectors need about .* GB and .* GB free; choose an --out on a larger disk"
+        LeafError, match=r"the vectors need about .* MB and .* MB free; choose an --out on a larger disk"
     ):
         fill(texts, tmp_path / "e", teacher)
     assert teacher.asked == []

@@ -102,6 +102,6 @@ def _check_disk(folder: Path, needed: int) -> None:
     free = shutil.disk_usage(existing).free
     if needed > free:
         raise LeafError(
-            f"the vectors need about {needed / 1e9:.1f} GB and {existing} has {free / 1e9:.1f} GB free; "
+            f"the vectors need about {needed / 1e6:,.0f} MB and {existing} has {free / 1e6:,.0f} MB free; "
             "choose an --out on a larger disk"
         )

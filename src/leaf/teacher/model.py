@@ -11,13 +11,15 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from huggingface_hub import try_to_load_from_cache
+from safetensors import SafetensorError
 from sentence_transformers import SentenceTransformer
 
 from leaf.encoder import Advance, Role, Vectors
 from leaf.errors import LeafError
 from leaf.files import digest, file_digest
 from leaf.hardware import native_bfloat16
-from leaf.models import resolve_model, short_name
+from leaf.models import HubUnreachable, hub_revision, resolve_model, short_name
 from leaf.teacher.cache import MIN_COSINE, min_cosine
 
 #: Batches encoded between two calls of `advance`; Sentence Transformers sorts by length within such a chunk.
@@ -148,36 +150,25 @@ def load_sentence_transformer(
             f"{model} holds no model (no modules.json and no config.json); give a Sentence Transformers or "
             "Transformers folder"
         )
+    local_only = False
+    if not folder.is_dir():
+        try:
+            revision = hub_revision(model, "model", revision)
+        except HubUnreachable:
+            if not isinstance(try_to_load_from_cache(model, "config.json", revision=revision), str):
+                raise
+            local_only = True  # an earlier run has fetched it
     try:
         return SentenceTransformer(
-            model, revision=revision, device=device, model_kwargs={"dtype": torch.float32}
+            model,
+            revision=revision,
+            device=device,
+            local_files_only=local_only,
+            model_kwargs={"dtype": torch.float32},
         ).eval()
-    except Exception as error:
-        raise explain_load_error(model, error) from error
-
-
-def explain_load_error(model: str, error: Exception) -> Exception:
-    """The `LeafError` for a failed load of `model`; an error that is not about missing files comes back unchanged."""
-    reason = " ".join(str(error).split())
-    if Path(model).is_dir():
-        if isinstance(error, OSError | ValueError | KeyError) or type(error).__name__ == "SafetensorError":
-            return LeafError(f"{model} holds no usable model: {reason[:200]}")
-        return error
-    names = {cls.__name__ for cls in type(error).__mro__} | {
-        cls.__name__ for cls in type(error.__cause__ or error).__mro__
-    }
-    if names & {"RepositoryNotFoundError", "RevisionNotFoundError", "GatedRepoError"}:
-        return LeafError(f"the hub has no model '{model}' that you may read: {reason[:160]}")
-    if isinstance(error, OSError | RuntimeError) or names & {
-        "HTTPError",
-        "TransportError",
-        "LocalEntryNotFoundError",
-    }:
-        return LeafError(
-            f"cannot load '{model}': there is no such folder and no hub can be reached; give a local model folder, "
-            "or run once with a network so that the model is cached"
-        )
-    return error
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        reason = " ".join(str(error).split())
+        raise LeafError(f"{model} holds no usable model: {reason[:200]}") from error
 
 
 def _dimension(model: SentenceTransformer) -> int:

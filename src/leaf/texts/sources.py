@@ -26,7 +26,7 @@ import pyarrow.parquet as pq
 
 from leaf.errors import LeafError
 from leaf.files import file_digest, quick_digest
-from leaf.models import resolve_model, short_name
+from leaf.models import hub_revision, resolve_model, short_name
 from leaf.progress import say
 from leaf.recipe import TextSource
 from leaf.texts import installed
@@ -34,9 +34,6 @@ from leaf.texts import installed
 Kind = Literal["query", "document"]
 #: Rows decoded at a time. Documents can be long, so this is well below Parquet's default.
 BATCH_ROWS = 4096
-#: Seconds to wait for the hub's first answer, so that a machine without a network hears about it at once. The
-#: libraries behind it would retry for half a minute.
-HUB_TIMEOUT = 10
 
 _FORMATS = ".parquet, .jsonl, .csv, .tsv, .txt (the last four also as .gz), or a folder of .parquet"
 
@@ -336,33 +333,13 @@ def _hub(source: TextSource, name: str) -> Any:
     if find_spec("datasets") is None:
         raise LeafError(f"{source.source} is read through datasets; pip install 'leaf[hub]'")
     # With the commit pinned, counting and reading see the same rows.
-    revision = None if Path(name).is_dir() else _hub_revision(name, "dataset", source.revision)
+    revision = None if Path(name).is_dir() else hub_revision(name, "dataset", source.revision)
     import datasets
 
     try:
         return datasets.load_dataset(name, name=source.config, split=source.split, revision=revision, streaming=True)
     except (OSError, ValueError, RuntimeError) as error:  # no such split or configuration, a script, no files
         raise LeafError(f"{source.source}: {_first_line(error)}") from error
-
-
-def _hub_revision(name: str, repo_type: str, revision: str | None) -> str:
-    """The commit that the hub would serve, asked once and without retries."""
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
-
-    try:
-        sha = HfApi().repo_info(name, repo_type=repo_type, revision=revision, timeout=HUB_TIMEOUT).sha
-    except (HFValidationError, RepositoryNotFoundError, RevisionNotFoundError) as error:
-        at = f" at revision {revision}" if revision else ""
-        raise LeafError(
-            f"the hub shows no {repo_type} {name}{at}; check the name, or log in if it is private"
-        ) from error
-    except Exception as error:  # as above: no public base class
-        raise LeafError(
-            f"the hub cannot be reached for {name} ({_first_line(error)}); connect, or name a local copy"
-        ) from error
-    assert sha is not None
-    return sha
 
 
 def _first_line(error: BaseException) -> str:
@@ -413,7 +390,7 @@ def _tokenizer_file(model: str, revision: str | None) -> Path:
     cached = try_to_load_from_cache(model, "tokenizer.json", revision=revision)
     if isinstance(cached, str):
         return Path(cached)
-    sha = _hub_revision(model, "model", revision)
+    sha = hub_revision(model, "model", revision)
     return Path(hf_hub_download(model, "tokenizer.json", revision=sha))
 
 
