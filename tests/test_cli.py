@@ -94,7 +94,7 @@ def test_an_empty_corpus_is_refused(run, recipe, tmp_path):
 def test_a_teacher_folder_without_a_model_is_refused(run, recipe, tmp_path):
     (tmp_path / "nothing").mkdir()
     path = recipe(teacher=tmp_path / "nothing")
-    assert_one_line(run("embed", path, "--out", tmp_path / "o"), "holds no model", "modules.json")
+    assert_one_line(run("distill", path, "--out", tmp_path / "o"), "holds no model", "modules.json")
 
 
 def test_a_run_folder_of_another_recipe_is_refused(run, recipe, tmp_path):
@@ -105,16 +105,19 @@ def test_a_run_folder_of_another_recipe_is_refused(run, recipe, tmp_path):
 
 
 def test_a_cache_of_another_teacher_is_refused(run, recipe, tmp_path, bert):
-    assert run("embed", recipe(), "--out", tmp_path / "a")[0] == 0
-    other = recipe(teacher=bert)
-    assert run("texts", other, "--out", tmp_path / "b")[0] == 0
+    path = recipe()
+    for stage in ("texts", "embed"):
+        assert run(stage, path, "--out", tmp_path / "a")[0] == 0
+    path = recipe(teacher=bert)
+    assert run("texts", path, "--out", tmp_path / "b")[0] == 0
     (tmp_path / "a" / "embeddings").rename(tmp_path / "b" / "embeddings")
-    assert_one_line(run("embed", other, "--out", tmp_path / "b"), "another teacher", "teacher.model was")
+    assert_one_line(run("embed", path, "--out", tmp_path / "b"), "another teacher", "teacher.model was")
 
 
 def test_a_truncated_shard_is_named(run, recipe, tmp_path):
     path = recipe()
-    assert run("embed", path, "--out", tmp_path / "o")[0] == 0
+    for stage in ("texts", "embed"):
+        assert run(stage, path, "--out", tmp_path / "o")[0] == 0
     part = next((tmp_path / "o" / "embeddings").glob("*/part-00000.parquet"))
     part.write_bytes(part.read_bytes()[:50])
     assert_one_line(run("train", path, "--out", tmp_path / "o"), "part-00000.parquet", "damaged", "delete it")
@@ -126,7 +129,7 @@ def test_nan_vectors_stop_the_teacher_pass(run, recipe, tmp_path, monkeypatch):
     monkeypatch.setattr(
         SentenceTransformerEncoder, "encode_document", lambda self, texts, **_: np.full((len(texts), 24), np.nan)
     )
-    assert_one_line(run("embed", recipe(), "--out", tmp_path / "o"), "NaN or infinity for row 0", "compute_dtype")
+    assert_one_line(run("distill", recipe(), "--out", tmp_path / "o"), "NaN or infinity for row 0", "compute_dtype")
 
 
 @pytest.mark.parametrize(
@@ -143,14 +146,14 @@ def test_a_full_disk_is_one_line_whoever_reports_it(run, recipe, tmp_path, monke
         raise error
 
     monkeypatch.setattr(cache.pq, "write_table", full)
-    assert_one_line(run("embed", recipe(), "--out", tmp_path / "o"), "the disk is full", "run the same command again")
+    assert_one_line(run("distill", recipe(), "--out", tmp_path / "o"), "the disk is full", "run the same command again")
 
 
 @pytest.mark.parametrize("what", ["teacher", "texts"])
 def test_a_hub_that_cannot_be_reached_is_one_line_and_quick(run, recipe, tmp_path, what):
     values = {"teacher": "someone/some-model"} if what == "teacher" else {"texts": "hub:someone/some-texts"}
     began = time.monotonic()
-    result = run("embed", recipe(**values), "--out", tmp_path / "o")
+    result = run("distill", recipe(**values), "--out", tmp_path / "o")
     assert_one_line(result, "someone/some-", "hub")
     assert time.monotonic() - began < 30
 

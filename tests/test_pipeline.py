@@ -157,12 +157,12 @@ def test_texts_that_changed_after_the_run_began_are_refused(tmp_path, teacher_fo
 
 def test_a_stage_whose_input_is_missing_names_the_command_that_makes_it(tmp_path, teacher_folder):
     pipeline = Pipeline(recipe(tmp_path, teacher_folder), tmp_path / "out", device="cpu")
-    with pytest.raises(LeafError, match="run `leaf texts tiny` first"):
+    with pytest.raises(LeafError, match="run `leaf texts` with this recipe first"):
         pipeline.embed()
     pipeline.texts()
-    with pytest.raises(LeafError, match="run `leaf embed tiny` first"):
+    with pytest.raises(LeafError, match="run `leaf embed` with this recipe first"):
         pipeline.train()
-    with pytest.raises(LeafError, match="run `leaf train tiny` first"):
+    with pytest.raises(LeafError, match="run `leaf train` with this recipe first"):
         pipeline.evaluate()
 
 

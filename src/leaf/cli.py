@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import sys
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from enum import StrEnum
 from pathlib import Path
@@ -78,82 +79,61 @@ def _fail(message: str) -> None:
     raise SystemExit(2)
 
 
-@app.command()
-def distill(
-    recipe: RecipeName,
-    out: Out = None,
-    limit: Limit = None,
-    teacher: Teacher = None,
-    set_: Set = None,
-    device: Device = None,
-    as_json: AsJson = False,
-) -> None:
+def _stage(show: Callable[[Any], None]) -> Callable[[Any], None]:
+    """Makes the verb of a stage: the stage of `show`'s name runs, `show` prints what it returned.
+
+    The verbs differ in nothing else, so their options are written once.
+    """
+
+    def command(
+        recipe: RecipeName,
+        out: Out = None,
+        limit: Limit = None,
+        teacher: Teacher = None,
+        set_: Set = None,
+        device: Device = None,
+        as_json: AsJson = False,
+    ) -> None:
+        with _pipeline(_recipe(recipe, limit, teacher, set_), out, device) as pipeline:
+            result = getattr(pipeline, show.__name__)()
+        if as_json:
+            _print_json(result)
+        else:
+            show(result)
+
+    app.command(show.__name__, help=show.__doc__)(command)
+    return show
+
+
+@_stage
+def distill(report: dict[str, Any]) -> None:
     """Every stage: texts, teacher vectors, students, scores, report. Run again, it goes on where it stopped."""
-    from leaf.pipeline import distill as run_all
+    from leaf.report import print_summary
 
-    report = run_all(_recipe(recipe, limit, teacher, set_), out, device=device)
-    if as_json:
-        _print_json(report)
-    else:
-        from leaf.report import print_summary
-
-        print_summary(report, stdout)
+    print_summary(report, stdout)
 
 
-@app.command()
-def texts(
-    recipe: RecipeName,
-    out: Out = None,
-    limit: Limit = None,
-    teacher: Teacher = None,
-    set_: Set = None,
-    as_json: AsJson = False,
-) -> None:
+@_stage
+def texts(manifest: dict[str, Any]) -> None:
     """Stage 1: read the sources, reject, deduplicate, hold out, write shards. Prints the counts per source."""
-    with _pipeline(_recipe(recipe, limit, teacher, set_), out) as pipeline:
-        manifest = pipeline.texts()
-    if as_json:
-        _print_json(manifest)
-        return
-    table = _table("source", *["read", "kept", "held-out", "rejected"])
+    table = _table("source", "read", "kept", "held-out", "rejected")
     for name, counts in manifest["sources"].items():
-        rejected = counts["rejected"]
-        reasons = ", ".join(f"{reason} {count:,}" for reason, count in rejected.items() if count)
+        reasons = ", ".join(f"{reason} {count:,}" for reason, count in counts["rejected"].items() if count)
         table.add_row(name, f"{counts['read']:,}", f"{counts['kept']:,}", f"{counts['held_out']:,}", reasons or "none")
     stdout.print(table)
 
 
-@app.command()
-def embed(
-    recipe: RecipeName,
-    out: Out = None,
-    limit: Limit = None,
-    teacher: Teacher = None,
-    set_: Set = None,
-    device: Device = None,
-) -> None:
+@_stage
+def embed(manifest: dict[str, Any]) -> None:
     """Stage 2: encode every text with the teacher, once; resumes by shard."""
-    with _pipeline(_recipe(recipe, limit, teacher, set_), out, device) as pipeline:
-        pipeline.texts()
-        manifest = pipeline.embed()
     stored = " and ".join(sorted({part["dtype"] for part in manifest["parts"]}))
     unit = "unit length" if manifest["normalised"] else "not normalised"
     stdout.print(f"{manifest['rows']:,} vectors, {manifest['dim']} dimensions, {stored}, {unit}")
 
 
-@app.command()
-def train(
-    recipe: RecipeName,
-    out: Out = None,
-    limit: Limit = None,
-    teacher: Teacher = None,
-    set_: Set = None,
-    device: Device = None,
-) -> None:
+@_stage
+def train(manifests: dict[str, dict[str, Any]]) -> None:
     """Stage 3: train every student of the recipe on the cached vectors; resumes exactly."""
-    with _pipeline(_recipe(recipe, limit, teacher, set_), out, device) as pipeline:
-        pipeline.texts()
-        manifests = pipeline.train()
     table = _table("student", "layers", "parameters", "held-out ε", "best epoch", "seconds")
     for name, each in manifests.items():
         table.add_row(
@@ -230,13 +210,12 @@ def evaluate(
     _print_scores(scores, as_json)
 
 
-@app.command()
-def report(recipe: RecipeName, out: Out = None, limit: Limit = None, teacher: Teacher = None, set_: Set = None) -> None:
+@_stage
+def report(written: dict[str, Any]) -> None:
     """Stage 5: write report.md, report.html, report.json, figures and model cards from the run's records."""
     from leaf.report import print_summary
 
-    with _pipeline(_recipe(recipe, limit, teacher, set_), out) as pipeline:
-        print_summary(pipeline.report(), stdout)
+    print_summary(written, stdout)
 
 
 @app.command()

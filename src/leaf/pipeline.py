@@ -7,7 +7,6 @@ inputs returns at once. Nothing is passed between stages but files.
 """
 
 import functools
-import json
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -42,7 +41,6 @@ from leaf.texts.prepare import prepare
 from leaf.texts.shards import Shard, read_shard
 from leaf.texts.sources import identity as source_identity
 
-STAGES = ("texts", "embed", "train", "evaluate", "report")
 #: Queries timed for the report, one at a time.
 TIMED_QUERIES = 100
 
@@ -63,13 +61,11 @@ def distill(
     if not isinstance(recipe, Recipe):
         recipe = Recipe.load(recipe, overrides)
     with Pipeline(recipe, out, device=device).open() as pipeline:
-        for stage in STAGES:
-            getattr(pipeline, stage)()
-    return json.loads((pipeline.run.folder / "report.json").read_text(encoding="utf-8"))  # type: ignore[no-any-return]
+        return pipeline.distill()
 
 
 class Pipeline:
-    """One recipe in one run folder. Call the stages in the order of `STAGES`, inside `with pipeline.open():`."""
+    """One recipe in one run folder. The methods are the stages, in order; call them inside `with pipeline.open():`."""
 
     def __init__(self, recipe: Recipe, out: str | Path | None = None, *, device: str | None = None) -> None:
         self.recipe = recipe
@@ -82,6 +78,14 @@ class Pipeline:
         with self.run.lock():
             self.run.claim(self.recipe)
             yield self
+
+    def distill(self) -> dict[str, Any]:
+        """Runs every stage; returns the report."""
+        self.texts()
+        self.embed()
+        self.train()
+        self.evaluate()
+        return self.report()
 
     def texts(self) -> dict[str, Any]:
         """Reads the sources into shards, with a held-out split."""
@@ -196,7 +200,7 @@ class Pipeline:
         manifest = read_manifest(self.run.folder / stage)
         if manifest is None:
             verb = {"texts": "texts", "scores": "evaluate"}.get(stage, "train")
-            raise LeafError(f"{self.run.folder / stage} is not complete; run `leaf {verb} {self.recipe.name}` first")
+            raise LeafError(f"{self.run.folder / stage} is not complete; run `leaf {verb}` with this recipe first")
         return manifest
 
     def _held_out(self) -> Shard:
@@ -209,7 +213,7 @@ class Pipeline:
         texts = self._finished("texts")
         embeddings = self._embed_stage.manifest
         if embeddings is None:
-            raise LeafError(f"{self._embed_stage.folder} is not complete; run `leaf embed {self.recipe.name}` first")
+            raise LeafError(f"{self._embed_stage.folder} is not complete; run `leaf embed` with this recipe first")
         train_settings = self.recipe.train_of(settings)
         stage = self.run.stage(
             settings.name,
