@@ -31,8 +31,8 @@ from leaf.student.schedule import learning_rate
 
 #: Texts per forward pass where nothing is learned from them.
 EVALUATION_BATCH = 256
-#: Up to so many tokens, attention written out is faster on a CPU than torch's fused kernel, whose backward pass is slow
-#: there: 316 against 225 texts/s for 2 layers, batch 64, 41 tokens a text, 2 threads. Longer texts need the memory.
+#: Up to so many tokens, attention written out trains faster in bfloat16 on a CPU than torch's fused kernel, whose
+#: backward pass is slow there: 316 against 225 texts/s (LOG.md, 2026-11-20). Longer texts need the memory.
 SHORT = 256
 
 
@@ -74,7 +74,7 @@ def train(
     dtype = compute_dtype(settings.compute_dtype, device)
     student.to(device)
     _set_dropout(student, settings.dropout)
-    if device == "cpu" and examples.lengths.max() <= SHORT:
+    if device == "cpu" and dtype == torch.bfloat16 and examples.lengths.max() <= SHORT:
         student.set_attention("eager")
     optimizer = torch.optim.AdamW(
         student.parameters(),
