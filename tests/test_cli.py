@@ -1,5 +1,6 @@
 import errno
 import json
+import signal
 import subprocess
 import sys
 import time
@@ -162,6 +163,10 @@ def test_a_hub_that_cannot_be_reached_is_one_line_and_quick(run, recipe, tmp_pat
     ("arguments", "words"),
     [
         (["distill", "nope"], ["no recipe 'nope'", "demo"]),
+        (["distill", "demo", "--limit", "0"], ["'--limit'", "greater than or equal to 1", "leaf --help"]),
+        (["distill", "demo", "--batchsize", "3"], ["No such option: --batchsize"]),
+        (["distil", "demo"], ["No such command 'distil'"]),
+        (["distill", "demo", "--set", "texts=3"], ["'texts': input should be a list, got 3"]),
         (["distill", "demo", "--set", "lr"], ["write table.field=value"]),
         (["evaluate"], ["--queries MODEL and --data DIR"]),
         (["evaluate", "demo", "--queries", "x"], ["not both"]),
@@ -224,3 +229,17 @@ def test_help_is_quick_and_lists_every_verb():
     assert time.monotonic() - began < 2  # 0.3 s on a quiet machine; the bar of the project is 0.5 s
     for verb in ("distill", "texts", "embed", "train", "evaluate", "report", "encode", "verify", "recipes"):
         assert verb in done.stdout
+
+
+def test_an_interrupt_is_one_line_that_says_how_to_go_on(tmp_path):
+    # A shell starts background jobs with interrupts ignored, and Python then leaves them so.
+    start = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); import leaf.cli; leaf.cli.main()"
+    command = [sys.executable, "-c", start, "texts", "demo", "--out", str(tmp_path / "o")]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    while not (tmp_path / "o" / "texts").exists() and process.poll() is None:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert err.splitlines()[-1] == "leaf: interrupted; the same command goes on from here"
+    assert "Traceback" not in err

@@ -60,13 +60,17 @@ def main() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     try:
-        app()
+        app(standalone_mode=False)  # or typer would answer an interrupt and a wrong option itself, in its own way
     except LeafError as error:
         _fail(str(error))
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, typer.Abort):
         print("leaf: interrupted; the same command goes on from here", file=sys.stderr)
         raise SystemExit(130) from None
     except Exception as error:
+        # A wrong option. The class is click's, or that of the copy which newer releases of typer carry.
+        usage = getattr(error, "format_message", None)
+        if usage is not None:
+            _fail(f"{usage().rstrip('.')}; see `leaf --help`") if usage() else sys.exit(2)
         # torch and safetensors report a full disk as errors of their own, with the system's words inside.
         full = getattr(error, "errno", None) == errno.ENOSPC or os.strerror(errno.ENOSPC) in str(error)
         if not full:

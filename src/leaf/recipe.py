@@ -310,7 +310,7 @@ def _explain(error: Any) -> str:
         return f"unknown key '{where}'" + (f" (did you mean '{close[0]}'?)" if close else "")
     if error["type"] == "missing":
         return f"'{where}' is missing"
-    message = error["msg"].removeprefix("Value error, ")
+    message = error["msg"].removeprefix("Value error, ").replace("valid tuple", "list")
     arrived = "" if error["type"] == "value_error" else f", got {error['input']!r}"
     return f"'{where}': {message[0].lower()}{message[1:]}{arrived}"
 
