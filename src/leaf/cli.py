@@ -30,6 +30,8 @@ app = typer.Typer(
     rich_markup_mode="markdown",
 )
 stdout = Console(highlight=False)
+#: Exit code of a program that an interrupt (signal 2) ended.
+INTERRUPTED = 128 + 2
 
 
 class As(StrEnum):
@@ -60,12 +62,16 @@ def main() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     try:
-        app(standalone_mode=False)  # or typer would answer an interrupt and a wrong option itself, in its own way
+        # Standing alone, typer would answer an interrupt and a wrong option itself, in its own way. So it returns the
+        # code it would exit with, or raises: an interrupt is 130 in newer releases and Abort in older ones.
+        if (code := app(standalone_mode=False)) == INTERRUPTED:
+            raise KeyboardInterrupt
+        sys.exit(code)
     except LeafError as error:
         _fail(str(error))
     except (KeyboardInterrupt, typer.Abort):
         print("leaf: interrupted; the same command goes on from here", file=sys.stderr)
-        raise SystemExit(130) from None
+        raise SystemExit(INTERRUPTED) from None
     except Exception as error:
         # A wrong option. The class is click's, or that of the copy which newer releases of typer carry.
         usage = getattr(error, "format_message", None)
