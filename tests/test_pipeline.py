@@ -237,3 +237,20 @@ def test_a_run_killed_with_signal_9_again_and_again_ends_with_the_same_weights(f
     assert expected.keys() == found.keys()
     for name, value in expected.items():
         assert torch.equal(value, found[name]), name
+
+
+def test_resume_points_of_other_inputs_are_refused(tmp_path, teacher_folder, monkeypatch):
+    from leaf import pipeline as module
+
+    settings = recipe(tmp_path, teacher_folder)
+    pipeline = Pipeline(settings, tmp_path / "out", device="cpu")
+    pipeline.texts()
+    pipeline.embed()
+    monkeypatch.setattr(module, "train", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        pipeline.train()
+    assert (tmp_path / "out" / "checkpoints" / "student-table" / "inputs.json").is_file()
+    changed = settings.train.model_copy(update={"seed": 1})
+    other = Pipeline(settings.model_copy(update={"train": changed}), tmp_path / "out", device="cpu")
+    with pytest.raises(LeafError, match=r"holds resume points of other inputs \(train\.seed was 0, is now 1\)"):
+        other.train()

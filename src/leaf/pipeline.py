@@ -7,6 +7,7 @@ inputs returns at once. Nothing is passed between stages but files.
 """
 
 import functools
+import json
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -28,7 +29,7 @@ from leaf.progress import say
 from leaf.provenance import provenance
 from leaf.recipe import Recipe
 from leaf.recipe import Student as StudentSettings
-from leaf.run import Run, Stage, read_manifest
+from leaf.run import Run, Stage, difference, read_manifest
 from leaf.runtime.speed import query_latency
 from leaf.space import NUM_CANARIES, Space, canary_error
 from leaf.student.data import Examples, build_examples
@@ -114,11 +115,7 @@ class Pipeline:
     def train(self) -> dict[str, dict[str, Any]]:
         """Trains every student of the recipe; returns their manifests by name."""
         manifests = {student.name: self._train_student(student) for student in self.recipe.students}
-        scratch = self.run.folder / "checkpoints" / "cache"
-        if scratch.exists():
-            shutil.rmtree(scratch)
-            if not any(scratch.parent.iterdir()):
-                scratch.parent.rmdir()
+        self._clear_checkpoints()
         return manifests
 
     def evaluate(self) -> dict[str, Any]:
@@ -146,7 +143,8 @@ class Pipeline:
         encoders: dict[str, Encoder] = {
             name: load(self.run.folder / name, device=self.device, name=name) for name in students
         }
-        cache = VectorCache()
+        # Kept over all sets only where the examples will search one of them again.
+        cache = VectorCache() if self.recipe.evaluate.examples else None
         scores = evaluate_all(self.teacher, encoders, loaded, bm25=self.recipe.evaluate.bm25, cache=cache)
         records.write(scores, stage.folder)
         searched = next((dataset for dataset in loaded if isinstance(dataset, datasets.RetrievalSet)), None)
@@ -235,10 +233,13 @@ class Pipeline:
             similarity=embeddings["similarity"],
             seed=train_settings.seed,
         )
-        examples, held_out = (self._examples(student, shards) for shards in (texts["shards"], [texts["held_out"]]))
-        checkpoints = self.run.folder / "checkpoints" / settings.name
+        scratch = self.run.folder / "checkpoints" / "cache" / embeddings["fingerprint"][:16]
+        examples, held_out = (
+            self._examples(student, shards, scratch) for shards in (texts["shards"], [texts["held_out"]])
+        )
+        checkpoints = self._checkpoints(stage)
         resumes = (checkpoints / "resume.pt").exists()  # then the head comes with the other weights
-        head = start_head(student, examples, 0 if resumes else settings.ridge_texts, self.device)
+        start_head(student, examples, 0 if resumes else settings.ridge_texts, self.device)
 
         def keep(epoch: int) -> None:
             if train_settings.keep_checkpoints:
@@ -262,17 +263,13 @@ class Pipeline:
         if outcome.best_epoch != outcome.epochs:
             student.load_state_dict(outcome.last_weights)
             student.save(checkpoints / "last")
-        for scratch in (checkpoints / "resume.pt", checkpoints / "metrics.jsonl"):
-            scratch.unlink(missing_ok=True)
-        if not any(checkpoints.iterdir()):
-            checkpoints.rmdir()
         say(f"{settings.name}: held-out ε {outcome.error:.4f} in {outcome.seconds:.0f} s")
         return stage.close(
             layers=student.num_layers,
             parameters=student.num_parameters,
             max_length=student.model.max_seq_length if not student.is_table else None,
             normalised=embeddings["normalised"],
-            ridge_error=head.error if head else None,
+            ridge_texts=settings.ridge_texts,
             error=outcome.error,
             best_epoch=outcome.best_epoch,
             last_error=outcome.last_error,
@@ -283,7 +280,29 @@ class Pipeline:
             seconds=round(outcome.seconds, 1),
         )
 
-    def _examples(self, student: Student, shards: Sequence[dict[str, Any]]) -> Examples:
+    def _checkpoints(self, stage: Stage) -> Path:
+        """The folder of a student's resume points, which belong to these inputs and no others."""
+        folder = self.run.folder / "checkpoints" / stage.folder.name
+        owner = folder / "inputs.json"
+        if owner.exists() and (known := json.loads(owner.read_text(encoding="utf-8"))) != stage.inputs:
+            raise LeafError(
+                f"{folder} holds resume points of other inputs ({difference(known, stage.inputs)}); delete that folder "
+                "to train this student from the start"
+            )
+        write_json(owner, stage.inputs)
+        return folder
+
+    def _clear_checkpoints(self) -> None:
+        """Removes what finished students leave behind; checkpoints that were asked for, and `last/`, stay."""
+        checkpoints = self.run.folder / "checkpoints"
+        shutil.rmtree(checkpoints / "cache", ignore_errors=True)
+        for folder in [*checkpoints.glob("*"), checkpoints]:
+            for file in ("resume.pt", "metrics.jsonl", "inputs.json"):
+                (folder / file).unlink(missing_ok=True)
+            if folder.is_dir() and not any(folder.iterdir()):
+                folder.rmdir()
+
+    def _examples(self, student: Student, shards: Sequence[dict[str, Any]], scratch: Path) -> Examples:
         tokenizer = student.first.tokenizer
         backend = getattr(tokenizer, "backend_tokenizer", tokenizer)
         return build_examples(
@@ -292,7 +311,7 @@ class Pipeline:
             shards,
             student.tokenize,
             student.vocabulary_size,
-            self.run.folder / "checkpoints" / "cache",
+            scratch,
             {"tokenizer": digest(backend.to_str()), "prompts": student.prompts, "table": student.is_table,
              "max_length": str(student.model.max_seq_length)},
         )  # fmt: skip

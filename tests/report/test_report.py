@@ -115,7 +115,7 @@ def folder(tmp_path: Path) -> Path:
                 "layers": layers,
                 "parameters": 11_700_000 + layers * 1_800_000,
                 "max_length": 128,
-                "ridge_error": 0.71,
+                "ridge_texts": 10_000,
                 "error": best,
                 "best_epoch": errors.index(best),
                 "epochs": len(errors) - 1,

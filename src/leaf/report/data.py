@@ -25,7 +25,7 @@ MEASURES = {"retrieval": "ndcg@10", "sts": "spearman"}
 #: What a student's manifest tells the report, besides what its schema names.
 TRAINING = (
     "max_length",
-    "ridge_error",
+    "ridge_texts",
     "best_epoch",
     "epochs",
     "steps",
