@@ -76,7 +76,9 @@ def main() -> None:
         # A wrong option. The class is click's, or that of the copy which newer releases of typer carry.
         usage = getattr(error, "format_message", None)
         if usage is not None:
-            _fail(f"{usage().rstrip('.')}; see `leaf --help`") if usage() else sys.exit(2)
+            if not (message := usage()):
+                raise SystemExit(2) from None  # `leaf` alone, which has just printed its help
+            _fail(f"{message.rstrip('.')}; see `leaf --help`")
         # torch and safetensors report a full disk as errors of their own, with the system's words inside.
         full = getattr(error, "errno", None) == errno.ENOSPC or os.strerror(errno.ENOSPC) in str(error)
         if not full:

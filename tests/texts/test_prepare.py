@@ -11,7 +11,7 @@ from leaf.errors import LeafError
 from leaf.recipe import Prepare, TextSource
 from leaf.texts import prepare as module
 from leaf.texts.prepare import normal_form, prepare
-from leaf.texts.shards import iter_shards, read_shard, shard_digest
+from leaf.texts.shards import read_shard, shard_digest
 from leaf.texts.sources import Row
 
 WORDS = [f"text number {n}" for n in range(400)]
@@ -28,7 +28,7 @@ def settings(**changes: Any) -> Prepare:
 
 
 def training(folder: Path) -> list[str]:
-    return [text for shard in iter_shards(folder) for text in shard.texts]
+    return [text for path in sorted(folder.glob("part-*.parquet")) for text in read_shard(path).texts]
 
 
 def held_out(folder: Path) -> list[str]:

@@ -4,7 +4,7 @@ import pyarrow as pa
 import pytest
 
 from leaf.errors import LeafError
-from leaf.texts.shards import Shard, iter_shards, read_shard, shard_digest, write_shard
+from leaf.texts.shards import Shard, read_shard, shard_digest, write_shard
 
 
 def write(path: Path, *texts: str) -> dict[str, object]:
@@ -37,12 +37,3 @@ def test_a_truncated_shard_is_named_with_the_fix(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-20])
     with pytest.raises(LeafError, match=rf"part-00000.parquet is damaged \(.*\); delete {tmp_path} and run again"):
         read_shard(path)
-
-
-def test_a_gap_in_the_shards_is_an_error_and_order_is_by_number(tmp_path: Path) -> None:
-    for number in range(3):
-        write(tmp_path / f"part-{number:05}.parquet", f"text {number}")
-    assert [shard.texts for shard in iter_shards(tmp_path)] == [["text 0"], ["text 1"], ["text 2"]]
-    (tmp_path / "part-00001.parquet").unlink()
-    with pytest.raises(LeafError, match=r"does not hold every shard from part-00000.parquet on"):
-        list(iter_shards(tmp_path))

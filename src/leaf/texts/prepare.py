@@ -29,10 +29,8 @@ from leaf.errors import LeafError
 from leaf.files import write_text
 from leaf.progress import LINE_INTERVAL, progress, say
 from leaf.recipe import Prepare, TextSource
-from leaf.texts.shards import HELD_OUT, Shard, iter_shards, read_shard, shard_digest, shard_name, write_shard
+from leaf.texts.shards import HELD_OUT, shard_digest, shard_name, write_shard
 from leaf.texts.sources import Kind, Malformed, Row, name_of, read
-
-__all__ = ["Shard", "iter_shards", "normal_form", "prepare", "read_shard", "shard_digest"]
 
 HELD_OUT_PAIRS = "held-out-pairs"
 #: Rows of the temporary file written and read at a time.

@@ -1,11 +1,11 @@
 """What the texts stage leaves behind: Parquet shards of texts, and how they are read and named by content.
 
-for shard in iter_shards(Path("runs/demo/texts")):
-    print(len(shard.texts))
+shard = read_shard(Path("runs/demo/texts/part-00000.parquet"))
+print(len(shard.texts), shard.kinds[0])
 """
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -36,14 +36,6 @@ def read_shard(path: Path) -> Shard:
     except (OSError, KeyError, UnicodeDecodeError, pa.ArrowException) as error:
         problem = str(error).partition("\n")[0]
         raise LeafError(f"{path} is damaged ({problem}); delete {path.parent} and run again") from error
-
-
-def iter_shards(folder: Path) -> Iterator[Shard]:
-    """The training shards in `folder` in order, one at a time. A gap in their numbers is a `LeafError`."""
-    paths = sorted(folder.glob("part-*.parquet"))
-    if not paths or [path.name for path in paths] != [shard_name(number) for number in range(len(paths))]:
-        raise LeafError(f"{folder} does not hold every shard from {shard_name(0)} on; delete it and run again")
-    yield from map(read_shard, paths)
 
 
 def shard_name(number: int) -> str:
