@@ -18,7 +18,17 @@ from transformers import (
     XLMRobertaModel,
 )
 
-from leaf.packed import can_pack, first_position, pack, packed_first, packed_mean, packed_states, pad, use_packed_attention
+from leaf.packed import (
+    can_pack,
+    first_position,
+    pack,
+    packed_first,
+    packed_mean,
+    packed_states,
+    pad,
+    to_device,
+    use_packed_attention,
+)
 
 SMALL = {
     "vocab_size": 100,
@@ -52,26 +62,28 @@ def encoder(request):
 
 
 def texts(*lengths):
-    generator = np.random.default_rng(1)
-    return [generator.integers(2, 100, length).astype(np.uint16) for length in lengths]
+    """(token ids end to end, tokens of each text)."""
+    return np.random.default_rng(1).integers(2, 100, sum(lengths)).astype(np.uint16), np.array(lengths)
 
 
 def padded_states(encoder, batch):
     """The reference: Transformers' own padded path with its own (sdpa) attention."""
     encoder.set_attn_implementation("sdpa")
-    features = pad(batch, pad_id=1)
+    features = pad(*batch, pad_id=1)
     return encoder(**features).last_hidden_state[features["attention_mask"].bool()]
 
 
 def alone_states(encoder, batch):
     """The reference that knows no batch at all: every text by itself, eager attention."""
     encoder.set_attn_implementation("eager")
-    return torch.cat([encoder(input_ids=torch.from_numpy(each.astype(np.int64))[None]).last_hidden_state[0] for each in batch])
+    ids, lengths = batch
+    alone = np.split(ids.astype(np.int64), np.cumsum(lengths)[:-1])
+    return torch.cat([encoder(input_ids=torch.from_numpy(each)[None]).last_hidden_state[0] for each in alone])
 
 
 def run_packed(encoder, batch):
     use_packed_attention(encoder)
-    return packed_states(encoder, pack(batch, first_position(encoder)))
+    return packed_states(encoder, pack(*batch, first_position(encoder)))
 
 
 @pytest.mark.parametrize("reference", [padded_states, alone_states])
@@ -94,10 +106,10 @@ def test_packed_gradients_are_those_of_the_padded_path(encoder):
 
 
 def test_what_a_text_becomes_does_not_depend_on_its_neighbours(encoder):
-    first, *others = texts(9, 3, 30)
+    ids, lengths = texts(9, 3, 30)
     with torch.no_grad():
-        together = run_packed(encoder, [first, *others])[:9]
-        replaced = run_packed(encoder, [first, *(np.full_like(each, 7) for each in others)])[:9]
+        together = run_packed(encoder, (ids, lengths))[:9]
+        replaced = run_packed(encoder, (np.where(np.arange(42) < 9, ids, 7), lengths))[:9]
     assert torch.equal(together, replaced)
 
 
@@ -112,7 +124,7 @@ def test_the_attention_backward_pass_is_right_by_finite_differences():
 
 
 def test_a_pack_says_where_every_text_is():
-    features = pack(texts(2, 2, 4, 1), first_position=2)
+    features = pack(*texts(2, 2, 4, 1), first_position=2)
     assert features["cu_seqlens"].tolist() == [0, 2, 4, 8, 9]
     assert features["text_ids"].tolist() == [0, 0, 1, 1, 2, 2, 2, 2, 3]
     assert features["position_ids"].tolist() == [2, 3, 2, 3, 2, 3, 4, 5, 2]
@@ -121,7 +133,7 @@ def test_a_pack_says_where_every_text_is():
 
 
 def test_means_and_first_states_by_hand():
-    features = pack(texts(2, 1))
+    features = pack(*texts(2, 1))
     states = torch.tensor([[1.0, 2.0], [3.0, 6.0], [5.0, 5.0]])
     assert packed_mean(states, features).tolist() == [[2.0, 4.0], [5.0, 5.0]]
     assert packed_first(states, features).tolist() == [[1.0, 2.0], [5.0, 5.0]]
@@ -160,7 +172,7 @@ def test_on_a_gpu_packed_bfloat16_states_are_near_the_padded_float32_ones(encode
         expected = padded_states(encoder, batch)
         encoder.cuda()
         use_packed_attention(encoder)
-        features = {k: v.cuda() if isinstance(v, torch.Tensor) else v for k, v in pack(batch, first_position(encoder)).items()}
+        features = to_device(pack(*batch, first_position(encoder)), "cuda")
         with torch.autocast("cuda", torch.bfloat16):
             states = packed_states(encoder, features)
     assert torch.nn.functional.cosine_similarity(states.float().cpu(), expected).min() > 0.999

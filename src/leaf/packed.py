@@ -6,14 +6,14 @@ Transformers lets one register a function for it, so the encoder's own code runs
 flash-attn package. On CUDA the function is torch's variable-length flash attention (bfloat16 only); on a CPU it is
 written out below, one matrix product per run of texts of equal length. Neither has dropout.
 
-    features = pack(token_ids, first_position(backbone))
+    features = pack(ids, lengths, first_position(backbone))
     states = packed_states(backbone, features)        # [T, d']
     vectors = packed_mean(states, features)           # [n, d']
 
 Which encoders can do this is not a list of names: `can_pack` tries it, against the padded path.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -31,33 +31,32 @@ Features = dict[str, Any]
 PROBE_TOLERANCE = 1e-4
 
 
-def pack(texts: Sequence[NDArray[Any]], first_position: int = 0) -> Features:
-    """The token ids of a batch as one packed row.
+def pack(ids: NDArray[Any], lengths: NDArray[Any], first_position: int = 0) -> Features:
+    """A batch as one packed row, from its token ids end to end, `[T]`, and the tokens of each text, `[n]`.
 
     `input_ids`, `position_ids` and `text_ids` (which text a token belongs to) are int64 `[T]`, `cu_seqlens` int32
     `[n + 1]`: text i is `cu_seqlens[i]:cu_seqlens[i + 1]`. `runs` are the (start, count, length) of consecutive texts
     of one length, and `max_length` the longest: sort the texts by length to have few runs.
     """
-    lengths = np.array([len(text) for text in texts], dtype=np.int64)
+    lengths = lengths.astype(np.int64)
     ends = np.cumsum(lengths)
     starts = ends - lengths
     return {
-        "input_ids": torch.from_numpy(np.concatenate(texts).astype(np.int64)),
-        "position_ids": torch.from_numpy(np.arange(ends[-1]) - np.repeat(starts, lengths) + first_position),
-        "text_ids": torch.from_numpy(np.repeat(np.arange(len(texts)), lengths)),
+        "input_ids": torch.from_numpy(ids.astype(np.int64)),
+        "position_ids": torch.from_numpy(np.arange(len(ids)) - np.repeat(starts, lengths) + first_position),
+        "text_ids": torch.from_numpy(np.repeat(np.arange(len(lengths)), lengths)),
         "cu_seqlens": torch.from_numpy(np.concatenate([[0], ends]).astype(np.int32)),
         "max_length": int(lengths.max()),
         "runs": _runs(lengths, starts),
     }
 
 
-def pad(texts: Sequence[NDArray[Any]], pad_id: int) -> Features:
-    """The token ids of a batch as a padded rectangle: `input_ids` and `attention_mask`, int64 `[n, longest]`."""
-    lengths = np.array([len(text) for text in texts])
+def pad(ids: NDArray[Any], lengths: NDArray[Any], pad_id: int) -> Features:
+    """A batch as a padded rectangle: `input_ids` and `attention_mask`, int64 `[n, longest]`."""
     mask = np.arange(lengths.max()) < lengths[:, None]
-    ids = np.full(mask.shape, pad_id, dtype=np.int64)
-    ids[mask] = np.concatenate(texts)
-    return {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(mask.astype(np.int64))}
+    rectangle = np.full(mask.shape, pad_id, dtype=np.int64)
+    rectangle[mask] = ids
+    return {"input_ids": torch.from_numpy(rectangle), "attention_mask": torch.from_numpy(mask.astype(np.int64))}
 
 
 def is_packed(features: Features) -> bool:
@@ -90,7 +89,8 @@ def packed_mean(states: Tensor, features: Features) -> Tensor:
     """Mean token state of every text (MeanPool of Eq. 1), float32 `[n, d']`."""
     lengths = features["cu_seqlens"].diff()
     sums = states.new_zeros((len(lengths), states.shape[-1]), dtype=torch.float32)
-    return sums.index_add(0, features["text_ids"], states.float()) / lengths[:, None]
+    means: Tensor = sums.index_add(0, features["text_ids"], states.float()) / lengths[:, None]
+    return means
 
 
 def packed_first(states: Tensor, features: Features) -> Tensor:
@@ -123,19 +123,18 @@ def can_pack(backbone: Any) -> bool:
     # Longer than a local attention window, where the encoder has one, or the probe would not see it.
     window = getattr(settings, "sliding_window", None) or 0
     limit = getattr(settings, "max_position_embeddings", 512) - first_position(backbone)
-    lengths = [3, 5, 5, min(limit, 2 * window + 16)]
-    generator = np.random.default_rng(0)
+    lengths = np.array([3, 5, 5, min(limit, 2 * window + 16)])
     pad_id = getattr(settings, "pad_token_id", None) or 0
-    ids = np.setdiff1d(np.arange(settings.vocab_size), [pad_id])  # RoBERTa reads the padding id off the text itself
-    texts = [generator.choice(ids, length) for length in lengths]
+    vocabulary = np.setdiff1d(np.arange(settings.vocab_size), [pad_id])  # RoBERTa tells padding by its id
+    ids = np.random.default_rng(0).choice(vocabulary, lengths.sum())
     was_training, device = backbone.training, next(backbone.parameters()).device
     backbone.eval().cpu()
     try:
         with torch.inference_mode():
-            padded = pad(texts, pad_id)
+            padded = pad(ids, lengths, pad_id)
             expected = backbone(**padded).last_hidden_state[padded["attention_mask"].bool()]
             use_packed_attention(backbone)
-            states = packed_states(backbone, pack(texts, first_position(backbone)))
+            states = packed_states(backbone, pack(ids, lengths, first_position(backbone)))
     except (TypeError, ValueError, RuntimeError, KeyError):
         return False  # an encoder that takes no position ids, or does not hand our facts on to its attention
     finally:
@@ -172,7 +171,7 @@ def _attention(
     window = -1 if sliding_window is None else sliding_window - 1
     if query.is_cuda:
         return _varlen(query, key, value, cu_seqlens, max_length, scale, window)[None], None
-    mixed: Tensor = _RunAttention.apply(query, key, value, runs, scale, window)
+    mixed: Tensor = _RunAttention.apply(query, key, value, runs, scale, window)  # type: ignore[no-untyped-call]
     return mixed[None], None
 
 
@@ -241,7 +240,7 @@ class _RunAttention(torch.autograd.Function):
 def _of_run(states: Tensor, run: tuple[int, int, int]) -> Tensor:
     """A view of one run's texts, `[T, heads, d]` → `[count, heads, length, d]`."""
     start, count, length = run
-    return states[start : start + count * length].unflatten(0, (count, length)).transpose(1, 2)
+    return states[start : start + count * length].view(count, length, *states.shape[1:]).transpose(1, 2)
 
 
 def _outside(window: int, length: int) -> Tensor:
@@ -253,7 +252,5 @@ def _no_mask(*_: Any, **__: Any) -> None:
     """Packed attention needs no mask: where texts begin and end is told to it directly."""
 
 
-_function: Callable[..., Any] = _attention
-AttentionInterface.register(ATTENTION, _function)
-_mask: Callable[..., Any] = _no_mask
-AttentionMaskInterface.register(ATTENTION, _mask)
+AttentionInterface.register(ATTENTION, _attention)
+AttentionMaskInterface.register(ATTENTION, _no_mask)

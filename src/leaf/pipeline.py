@@ -23,7 +23,7 @@ from leaf.errors import LeafError
 from leaf.evaluation import datasets, records
 from leaf.evaluation.evaluate import VectorCache, evaluate_all
 from leaf.evaluation.examples import examples
-from leaf.files import digest, write_json
+from leaf.files import write_json
 from leaf.loading import load
 from leaf.progress import say
 from leaf.provenance import provenance
@@ -303,18 +303,14 @@ class Pipeline:
                 folder.rmdir()
 
     def _examples(self, student: Student, shards: Sequence[dict[str, Any]], scratch: Path) -> Examples:
-        tokenizer = student.first.tokenizer
-        backend = getattr(tokenizer, "backend_tokenizer", tokenizer)
         return build_examples(
             self.run.folder / "texts",
             self._embed_stage.folder,
             shards,
-            student.tokenize,
+            student.tokenizer,
             student.vocabulary_size,
             scratch,
-            {"tokenizer": digest(backend.to_str()), "prompts": student.prompts, "table": student.is_table,
-             "max_length": str(student.model.max_seq_length)},
-        )  # fmt: skip
+        )
 
     def _publish(self, stage: Stage, student: Student, metrics: Path) -> None:
         """Moves the finished student into place whole: folder, canaries, metrics; the manifest follows."""

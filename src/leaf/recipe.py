@@ -107,7 +107,9 @@ class Train(Section):
     """How one student is trained: the paper's values by default (§2.2)."""
 
     batch_size: Annotated[int, Field(gt=0)] = 32
-    """Texts per optimizer step."""
+    """Texts per optimizer step, whatever the number of GPUs and slices."""
+    accumulation: Annotated[int, Field(gt=0)] = 1
+    """Slices that a batch is cut into where it does not fit in memory; gradients are summed over them."""
     cycles: Annotated[int, Field(gt=0)] = 3
     """Times the learning rate falls from `lr` to `final_lr`."""
     epochs_per_cycle: Annotated[int, Field(gt=0)] = 10
@@ -136,6 +138,8 @@ class Train(Section):
     """Forward and backward; weights, loss and targets stay float32. `auto`: bfloat16 where the hardware has it."""
     checkpoint_minutes: Annotated[float, Field(gt=0)] = 5.0
     """Minutes between resume points; there is also one after every epoch."""
+    trackers: tuple[Literal["tensorboard", "trackio"], ...] = ()
+    """Where metrics go besides `metrics.jsonl`; needs the extra `track`."""
     keep_checkpoints: bool = False
     """Keep the student of every epoch (`checkpoints/NAME/epoch-003/`), for the robustness margin of §3.3."""
 

@@ -372,6 +372,18 @@ def test_a_run_without_data_examples_and_timing_still_has_a_report(folder: Path)
     assert "0.400" in printed
 
 
+def test_progress_lines_between_the_epochs_are_no_part_of_the_error_curve(folder: Path) -> None:
+    expected = write_report(folder, RECIPE)["students"][1]["errors"]
+    path = folder / "student-2l" / "metrics.jsonl"
+    epochs = path.read_text().splitlines(keepends=True)
+    assert len(expected) == len(epochs) > 1
+    progress = [{"step": 10, "lr": 0.1, "loss": 9.0, "texts_per_second": 5.0, "seconds": 1.5}] * 2
+    path.write_text("".join(json.dumps(line) + "\n" for line in progress).join(epochs))
+    report = write_report(folder, RECIPE)
+    assert report["students"][1]["errors"] == expected
+    assert f"in {len(epochs) - 1} epochs" in (folder / "figures" / "error.svg").read_text()
+
+
 def test_a_teacher_that_finds_nothing_has_no_retention_and_says_so(folder: Path) -> None:
     records.write([score("hard", "teacher", "big-teacher", [0.0, 0.0])], folder / "scores")
     report = write_report(folder, RECIPE)

@@ -42,9 +42,9 @@ def build(folder, dim=24, normalise=True, max_length=None, seed=0, **settings) -
 
 
 def vectors(student: Student, texts=TEXTS, role="document") -> np.ndarray:
-    ids = [np.array(each) for each in student.tokenize(texts, role)]
+    tokens = student.tokenizer(texts, role)
     with torch.inference_mode():
-        return student(student.collate(ids)).numpy()
+        return student(student.collate(tokens.ids, tokens.lengths)).numpy()
 
 
 @pytest.mark.parametrize("layers", [None, (0, 3), ()])
@@ -62,6 +62,15 @@ def test_a_saved_student_loads_in_plain_sentence_transformers_with_the_vectors_i
     assert not np.allclose(vectors(student, role="query"), vectors(student, role="document"), atol=1e-2)
 
 
+@pytest.mark.parametrize("pooling", ["mean", "cls"])
+def test_packed_vectors_are_the_padded_ones(bert, pooling):
+    student = build(bert, pooling=pooling)
+    padded = vectors(student)
+    student.use_packing(True)
+    assert student.packed
+    np.testing.assert_allclose(vectors(student), padded, atol=1e-6)
+
+
 def test_padding_changes_nothing(bert):
     student = build(bert)
     together = vectors(student)
@@ -72,7 +81,7 @@ def test_padding_changes_nothing(bert):
 def test_the_vector_is_equation_1_worked_out_step_by_step(bert):
     student = build(bert)
     backbone = AutoModel.from_pretrained(bert, dtype=torch.float32)
-    ids = torch.tensor(student.tokenize(TEXTS[:1], "document"))
+    ids = torch.from_numpy(student.tokenizer(TEXTS[:1], "document").ids.astype(np.int64))[None]
     with torch.inference_mode():
         states = backbone(ids).last_hidden_state[0]  # [T, d']
         head = student.model[2].linear
@@ -148,8 +157,8 @@ def test_picked_layers_of_many_architectures_survive_saving(name, tmp_path):
 def test_a_folded_head_gives_the_same_vectors_as_a_head_after_the_mean(bert):
     student = build(bert, layers=())
     weight, bias = torch.randn(24, 32), torch.randn(24)
-    ids = [np.array(each) for each in student.tokenize(TEXTS, "document")]
-    pooled = student.pool(student.collate(ids))["sentence_embedding"]
+    tokens = student.tokenizer(TEXTS, "document")
+    pooled = student.pool(student.collate(tokens.ids, tokens.lengths))
     expected = torch.nn.functional.normalize(pooled @ weight.T + bias, dim=-1)
     student.set_head(Head(weight, bias, 0.0))
     np.testing.assert_allclose(vectors(student), expected.detach(), atol=1e-6)
@@ -158,7 +167,7 @@ def test_a_folded_head_gives_the_same_vectors_as_a_head_after_the_mean(bert):
 def test_a_table_cuts_texts_where_it_was_trained_to_and_every_reader_does_the_same(bert, tmp_path):
     student = build(bert, layers=(), max_length=5)
     long = " ".join(TEXTS)
-    assert len(student.tokenize([long], "document")[0]) == 5
+    assert student.tokenizer([long], "document").lengths == [5]
     student.set_head(Head(torch.randn(24, 32), torch.randn(24), 0.0))
     student.save(tmp_path / "s")
     loaded = SentenceTransformer(str(tmp_path / "s"), device="cpu")
@@ -167,10 +176,10 @@ def test_a_table_cuts_texts_where_it_was_trained_to_and_every_reader_does_the_sa
 
 def test_cls_pooling_reads_the_first_token_alone(bert):
     student = build(bert, pooling="cls")
-    ids = torch.tensor(student.tokenize(TEXTS[:1], "document"))
+    ids = torch.from_numpy(student.tokenizer(TEXTS[:1], "document").ids.astype(np.int64))[None]
     with torch.inference_mode():
         first = student.model[0].auto_model(ids).last_hidden_state[0, 0]
-        pooled = student.pool({"input_ids": ids, "attention_mask": torch.ones_like(ids)})["sentence_embedding"][0]
+        pooled = student.pool({"input_ids": ids, "attention_mask": torch.ones_like(ids)})[0]
     np.testing.assert_allclose(pooled, first, atol=1e-6)
 
 

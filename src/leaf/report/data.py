@@ -17,6 +17,7 @@ from leaf.provenance import provenance
 from leaf.recipe import Recipe
 from leaf.recipe import Student as StudentSettings
 from leaf.run import read_manifest
+from leaf.student.metrics import held_out_errors
 from leaf.texts.sources import name_of
 
 MODES: tuple[Literal["standard"], Literal["asymmetric"]] = ("standard", "asymmetric")
@@ -113,7 +114,7 @@ def _student(
         "intervals": {mode: [kept[mode].low, kept[mode].high] if mode in kept else None for mode in MODES},
         "retention_by_dataset": {mode: {name: each._asdict() for name, each in own[mode].items()} for mode in MODES},
         "latency_ms": _read(folder / "speed" / f"{settings.name}.json", {}).get("median_ms"),
-        "errors": _held_out_errors(folder / settings.name / "metrics.jsonl"),
+        "errors": held_out_errors(folder / settings.name / "metrics.jsonl"),
         "backbone": settings.backbone,
         "train": recipe.train_of(settings).model_dump(mode="json"),
         **{key: manifest.get(key) for key in TRAINING},
@@ -139,15 +140,6 @@ def _pairs(student: Scores, teacher: Scores) -> dict[str, tuple[list[float], lis
         values = reference.per_query
         pairs[name] = [score.per_query[query] for query in values], list(values.values())
     return pairs
-
-
-def _held_out_errors(path: Path) -> list[float]:
-    """Held-out ε by epoch; the first is before training."""
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-        return [float(json.loads(line)["held_out_error"]) for line in lines]
-    except (ValueError, KeyError, TypeError) as error:
-        raise LeafError(f"{path} is damaged ({error}); delete {path.parent} and train again") from error
 
 
 def _texts(folder: Path, recipe: Recipe) -> dict[str, Any]:

@@ -1,4 +1,7 @@
-"""Which texts make up which batch: a pure function of (seed, epoch), so a resumed run sees what it would have seen."""
+"""Which texts make up which batch: a pure function of (seed, epoch), so a resumed run sees what it would have seen.
+
+And into how few shapes packed batches can be cut, for kernels and graphs that need a fixed one.
+"""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,3 +38,32 @@ class Batches:
                 chunk = chunk[np.argsort(self._lengths[chunk], kind="stable")].reshape(-1, self._batch_size)
                 order[start : start + size] = chunk[generator.permutation(len(chunk))].ravel()
         return order.reshape(self.num_batches, self._batch_size)
+
+
+def token_buckets(totals: NDArray[np.integer], count: int, multiple: int = 64) -> tuple[int, ...]:
+    """The at most `count` batch sizes, ascending, that waste the fewest tokens when every batch is filled up to one.
+
+    `totals` are the tokens of sample batches; the largest size holds the largest of them. Sizes are multiples of
+    `multiple`, which matrix kernels like. Exact: with few distinct sizes, the best cut is found by dynamic programming.
+    """
+    sizes, numbers = np.unique(-(-totals // multiple) * multiple, return_counts=True)
+    # waste[i, j]: tokens that batches of sizes i to j need beyond their own when all are filled up to size j.
+    cumulative = np.concatenate([[0], np.cumsum(numbers)])
+    weighted = np.concatenate([[0], np.cumsum(numbers * sizes)])
+    first, last = np.arange(len(sizes))[:, None], np.arange(len(sizes))[None]
+    waste = sizes * (cumulative[last + 1] - cumulative[first]) - (weighted[last + 1] - weighted[first])
+    waste = np.where(first <= last, waste.astype(float), np.inf)
+    best, cuts = waste[0], []  # best[j]: least waste of sizes 0 to j with as many buckets as passes so far
+    for _ in range(count - 1):
+        total = np.concatenate([[0.0], best])[:-1, None] + waste  # the last bucket holds sizes i to j
+        cuts.append(total.argmin(axis=0))
+        best = total.min(axis=0)
+    chosen, index = [], len(sizes) - 1
+    for cut in reversed(cuts):
+        chosen.append(int(sizes[index]))
+        index = int(cut[index]) - 1
+        if index < 0:
+            break
+    else:
+        chosen.append(int(sizes[index]))
+    return tuple(reversed(chosen))

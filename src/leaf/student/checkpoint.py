@@ -1,9 +1,13 @@
-"""Resume points: everything a training run needs to go on as if it had never stopped, in one atomic file."""
+"""Resume points: everything a training run needs to go on as if it had never stopped, in one atomic file.
+
+Training waits only for the copy to host memory; a thread writes the file.
+"""
 
 import pickle
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -30,10 +34,45 @@ class TrainState:
     best_weights: dict[str, Tensor] = field(default_factory=dict)
 
 
-def save_checkpoint(path: Path, state: TrainState, model: dict[str, Tensor], optimizer: dict[str, Any]) -> None:
-    """Writes a resume point; a process killed while it writes leaves the one before."""
-    with atomic_path(path) as temporary:
-        torch.save({"state": asdict(state), "model": model, "optimizer": optimizer}, temporary)
+class CheckpointWriter:
+    """Writes resume points to `path`, one at a time; leaving the `with` block waits for the last."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._writing: Future[None] | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._thread.shutdown()
+
+    def save(self, state: TrainState, model: dict[str, Tensor], optimizer: dict[str, Any]) -> None:
+        """Copies everything to host memory and returns; a process killed meanwhile leaves the resume point before.
+
+        Waits for the one before it, and raises what went wrong there.
+        """
+        self.wait()
+        saved = _copy({"state": asdict(state), "model": model, "optimizer": optimizer})
+        self._writing = self._thread.submit(self._write, saved)
+
+    def wait(self) -> None:
+        """Returns when the last resume point is on disk; raises what went wrong."""
+        if self._writing is not None:
+            self._writing.result()
+
+    def _write(self, saved: dict[str, Any]) -> None:
+        with atomic_path(self._path) as temporary:
+            torch.save(saved, temporary)
+
+
+def _copy(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.detach().cpu() if value.is_cuda else value.detach().clone()
+    if isinstance(value, dict):
+        return {key: _copy(each) for key, each in value.items()}
+    return [_copy(each) for each in value] if isinstance(value, list) else value
 
 
 def load_checkpoint(path: Path) -> tuple[TrainState, dict[str, Tensor], dict[str, Any]] | None:

@@ -6,25 +6,35 @@ through a memory map, so that a full disk is an error and not a crash.
 """
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+import mmap
+import os
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import DTypeLike, NDArray
 
 from leaf.encoder import Role
 from leaf.errors import LeafError
 from leaf.files import atomic_path, digest, write_json
 from leaf.progress import progress
 from leaf.teacher.cache import read_vectors
-from leaf.texts.shards import read_shard
+from leaf.texts.shards import Shard
+from leaf.tokens import Tokenizer, Tokens
 
 #: Texts tokenised in one call; large enough for the tokenizer's own threads to be busy.
 TOKENIZE_ROWS = 2048
-#: (texts, role) → token ids of each, prompt and special tokens included, cut at the student's maximum length.
-Tokenize = Callable[[Sequence[str], Role], list[list[int]]]
+#: Batches of texts that are read, and that are tokenised, before they are asked for.
+AHEAD = 2
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -32,105 +42,179 @@ class Examples:
     """One split as the training loop reads it: token ids and targets of text i."""
 
     tokens: NDArray[Any]
+    """Token ids of all texts end to end, uint16 or uint32."""
     offsets: NDArray[np.int64]
+    """Where each text begins in `tokens`, and where the last one ends, `[n + 1]`."""
     targets: NDArray[Any]
+    """The teacher's vectors, `[n, dim]`, float16 or float32."""
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
 
-    @property
-    def lengths(self) -> NDArray[np.int64]:
-        """Tokens per text, `[n]`."""
-        return np.diff(self.offsets)
+    @cached_property
+    def lengths(self) -> NDArray[np.int32]:
+        """Tokens per text, `[n]`: the one thing held in memory for every text."""
+        lengths = np.empty(len(self), dtype=np.int32)
+        np.subtract(self.offsets[1:], self.offsets[:-1], out=lengths, casting="same_kind")
+        return lengths
 
-    def texts(self, indices: Iterable[int]) -> list[NDArray[Any]]:
-        """The token ids of some texts."""
-        return [self.tokens[self.offsets[index] : self.offsets[index + 1]] for index in indices]
+    def texts(self, rows: NDArray[np.integer]) -> list[NDArray[Any]]:
+        """The token ids of the texts `rows`, as views."""
+        ends = zip(self.offsets[rows].tolist(), self.offsets[rows + 1].tolist(), strict=True)
+        return [self.tokens[start:end] for start, end in ends]
+
+    def gather(self, rows: NDArray[np.integer]) -> tuple[NDArray[Any], NDArray[np.int32]]:
+        """Token ids of the texts `rows` end to end, in the dtype stored, and the tokens of each, `[len(rows)]`."""
+        return np.concatenate(self.texts(rows)), self.lengths[rows]
+
+    def batch_targets(self, rows: NDArray[np.integer]) -> NDArray[Any]:
+        """The teacher's vectors of the texts `rows`, `[len(rows), dim]`, a copy in the dtype stored."""
+        return self.targets[rows]
+
+    def release(self) -> None:
+        """Gives the memory of all pages read so far back to the system; reading them again is all it costs.
+
+        Mapped pages count as resident once touched, and Linux maps the 64 KiB around each: a loop over random rows that
+        never called this would in the end hold the whole store. Does nothing for arrays in memory, or on Windows.
+        """
+        if hasattr(mmap, "MADV_DONTNEED"):
+            for mapped in filter(None, map(_mapping, (self.tokens, self.offsets, self.targets))):
+                mapped.madvise(mmap.MADV_DONTNEED)
+
+
+def open_examples(folder: Path, targets: Path) -> Examples:
+    """The store whose tokens are in `folder` and whose targets are the file `targets`, memory-mapped."""
+    header = json.loads((folder / "tokens.json").read_text(encoding="utf-8"))
+    # Plain views of the maps: a slice of an `np.memmap` is another one, and takes ten times as long to make.
+    return Examples(
+        tokens=np.asarray(np.memmap(folder / "tokens.bin", dtype=header["dtype"], mode="r")).view(np.ndarray),
+        offsets=np.load(folder / "offsets.npy", mmap_mode="r").view(np.ndarray),
+        targets=np.load(targets, mmap_mode="r").view(np.ndarray),
+    )
 
 
 def build_examples(
     texts: Path,
     embeddings: Path,
     shards: Sequence[dict[str, Any]],
-    tokenize: Tokenize,
+    tokenizer: Tokenizer,
     vocabulary_size: int,
     scratch: Path,
-    key: dict[str, Any],
 ) -> Examples:
-    """Tokens and targets of `shards`, built in `scratch`, or mapped where `key` shows they were built before.
+    """Tokens and targets of `shards`, built in `scratch`, or mapped where they were built before.
 
-    `key` is what the tokens depend on (tokenizer, prompts, length, texts). Targets are shared between keys.
+    Tokens are built again when the texts or the tokenizer's identity change. Targets are shared between tokenizers.
+    Raises `LeafError` for a damaged file, and for files that do not hold the rows that `shards` promises.
     """
     rows = sum(shard["rows"] for shard in shards)
-    targets_path = scratch / f"targets-{digest([shard['digest'] for shard in shards])[:12]}.npy"
-    folder = scratch / f"tokens-{digest([key, [shard['digest'] for shard in shards]])[:12]}"
+    digests = [shard["digest"] for shard in shards]
+    targets_path = scratch / f"targets-{digest(digests)[:12]}.npy"
+    folder = scratch / f"tokens-{digest([tokenizer.identity(), digests])[:12]}"
     if not targets_path.exists():
         _write_targets(targets_path, [embeddings / shard["file"] for shard in shards], rows)
     if not (folder / "tokens.json").exists():
-        _write_tokens(folder, [texts / shard["file"] for shard in shards], rows, tokenize, vocabulary_size)
-    header = json.loads((folder / "tokens.json").read_text())
-    return Examples(
-        tokens=np.memmap(folder / "tokens.bin", dtype=header["dtype"], mode="r"),
-        offsets=np.load(folder / "offsets.npy"),
-        targets=np.load(targets_path, mmap_mode="r"),
-    )
+        _write_tokens(folder, [texts / shard["file"] for shard in shards], rows, tokenizer, vocabulary_size)
+    return open_examples(folder, targets_path)
 
 
 def _write_targets(path: Path, parts: Sequence[Path], rows: int) -> None:
     """Teacher vectors of all parts as one `.npy`: float32 if any part had to be, else float16."""
     first = [next(read_vectors(part)) for part in parts]
     dtype = np.result_type(*(vectors.dtype for vectors in first))
-    header = {
-        "descr": np.lib.format.dtype_to_descr(dtype),
-        "fortran_order": False,
-        "shape": (rows, first[0].shape[1]),
-    }
+    written = 0
     with atomic_path(path) as temporary, open(temporary, "wb") as file:
-        np.lib.format.write_array_header_2_0(file, header)
-        written = 0
-        for part in parts:
-            for vectors in read_vectors(part):
-                file.write(np.ascontiguousarray(vectors, dtype=dtype).data)
-                written += len(vectors)
-    if written != rows:
-        raise LeafError(
-            f"the cache of teacher vectors has {written} rows and the texts have {rows}; delete {parts[0].parent} and "
-            "run again"
-        )
+        _write_header(file, dtype, (rows, first[0].shape[1]))
+        for vectors in _ahead(vectors for part in parts for vectors in read_vectors(part)):
+            file.write(np.ascontiguousarray(vectors, dtype=dtype).data)
+            written += len(vectors)
+        if written != rows:
+            raise LeafError(
+                f"the cache of teacher vectors has {written} rows and the texts have {rows}; delete {parts[0].parent} "
+                "and run again"
+            )
 
 
-def _write_tokens(folder: Path, shards: Sequence[Path], rows: int, tokenize: Tokenize, vocabulary_size: int) -> None:
+def _write_tokens(folder: Path, shards: Sequence[Path], rows: int, tokenizer: Tokenizer, vocabulary_size: int) -> None:
     dtype = np.dtype(np.uint16 if vocabulary_size <= 1 << 16 else np.uint32)
-    lengths = np.empty(rows, dtype=np.int64)
-    done = 0
+    # Reading, tokenising and writing each have a thread; the tokenizer spreads its share over all cores.
+    batches = _ahead(batch for path in shards for batch in _read_texts(path))
+    tokenised = _ahead(_tokenize_kinds(batch, tokenizer) for batch in batches)
+    written = end = 0
     with (
         progress("tokenising", rows) as bar,
-        atomic_path(folder / "tokens.bin") as temporary,
-        open(temporary, "wb") as file,
+        atomic_path(folder / "tokens.bin") as tokens_path,
+        atomic_path(folder / "offsets.npy") as offsets_path,
+        open(tokens_path, "wb") as tokens_file,
+        open(offsets_path, "wb") as offsets_file,
     ):
-        for path in shards:
-            shard = read_shard(path)
-            for start in range(0, len(shard.texts), TOKENIZE_ROWS):
-                ids = _tokenize_kinds(
-                    shard.texts[start : start + TOKENIZE_ROWS],
-                    shard.kinds[start : start + TOKENIZE_ROWS],
-                    tokenize,
+        _write_header(offsets_file, np.int64, (rows + 1,))
+        offsets_file.write(np.zeros(1, dtype=np.int64).data)
+        for tokens in tokenised:
+            if (largest := tokens.ids.max(initial=0)) >= vocabulary_size:
+                raise LeafError(
+                    f"the tokenizer made token id {largest}, but the model embeds {vocabulary_size} tokens only; "
+                    "choose a backbone whose tokenizer fits its embeddings"
                 )
-                lengths[done : done + len(ids)] = [len(each) for each in ids]
-                file.write(np.fromiter((token for each in ids for token in each), dtype=dtype).data)
-                done += len(ids)
-                bar.advance(len(ids))
-    with atomic_path(folder / "offsets.npy") as temporary, open(temporary, "wb") as file:
-        np.save(file, np.concatenate([[0], np.cumsum(lengths)]))
+            tokens_file.write(tokens.ids.astype(dtype).data)
+            offsets_file.write((end + np.cumsum(tokens.lengths)).data)
+            written += len(tokens.lengths)
+            end += len(tokens.ids)
+            bar.advance(len(tokens.lengths))
+        if written != rows:
+            raise LeafError(
+                f"{shards[0].parent} holds {written} texts and its manifest names {rows}; delete it and run again"
+            )
     # Written last: its presence means that the tokens are complete.
-    write_json(folder / "tokens.json", {"dtype": str(dtype), "rows": rows, "tokens": int(lengths.sum())})
+    write_json(folder / "tokens.json", {"dtype": str(dtype), "rows": rows, "tokens": end})
 
 
-def _tokenize_kinds(texts: Sequence[str], kinds: Sequence[str], tokenize: Tokenize) -> list[list[int]]:
-    ids: list[list[int]] = [[]] * len(texts)
+def _read_texts(path: Path) -> Iterator[Shard]:
+    """A shard, at most `TOKENIZE_ROWS` rows at a time. A damaged file is a `LeafError`."""
+    try:
+        with pq.ParquetFile(path) as file:
+            for batch in file.iter_batches(TOKENIZE_ROWS, columns=["text", "kind"]):
+                yield Shard(batch["text"].to_pylist(), batch["kind"].to_pylist())
+    except (OSError, KeyError, UnicodeDecodeError, pa.ArrowException) as error:
+        problem = str(error).partition("\n")[0]
+        raise LeafError(f"{path} is damaged ({problem}); delete {path.parent} and run again") from error
+
+
+def _tokenize_kinds(shard: Shard, tokenizer: Tokenizer) -> Tokens:
+    """The tokens of `shard` in row order, each text with the prompt of its own kind."""
+    kinds = np.array(shard.kinds)
+    lengths = np.zeros(len(kinds), dtype=np.int64)
+    parts: list[tuple[NDArray[np.int64], Tokens]] = []
     roles: tuple[Role, ...] = ("query", "document")
     for role in roles:
-        rows = [row for row, kind in enumerate(kinds) if kind == role]
-        for row, tokens in zip(rows, tokenize([texts[row] for row in rows], role), strict=True):
-            ids[row] = tokens
-    return ids
+        rows = np.flatnonzero(kinds == role)
+        tokens = tokenizer([shard.texts[row] for row in rows], role)
+        lengths[rows] = tokens.lengths
+        parts.append((rows, tokens))
+    ids = np.empty(int(lengths.sum()), dtype=np.uint32)
+    starts = np.cumsum(lengths) - lengths
+    for rows, tokens in parts:
+        # How far each text moves from its place among those of its role to its place among all.
+        moves = starts[rows] - (np.cumsum(tokens.lengths) - tokens.lengths)
+        ids[np.arange(len(tokens.ids)) + np.repeat(moves, tokens.lengths)] = tokens.ids
+    return Tokens(ids, lengths)
+
+
+def _ahead(items: Iterator[_T]) -> Iterator[_T]:
+    """The same items, made up to `AHEAD` items early in a thread of their own."""
+    with ThreadPoolExecutor(1) as thread:
+        waiting = deque(thread.submit(next, items, None) for _ in range(AHEAD))
+        while (item := waiting.popleft().result()) is not None:
+            waiting.append(thread.submit(next, items, None))
+            yield item
+
+
+def _write_header(file: BinaryIO, dtype: DTypeLike, shape: tuple[int, ...]) -> None:
+    descr = np.lib.format.dtype_to_descr(np.dtype(dtype))
+    np.lib.format.write_array_header_2_0(file, {"descr": descr, "fortran_order": False, "shape": shape})
+
+
+def _mapping(array: NDArray[Any]) -> mmap.mmap | None:
+    base: Any = array
+    while isinstance(base, np.ndarray):
+        base = base.base
+    return base if isinstance(base, mmap.mmap) else None

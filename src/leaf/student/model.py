@@ -9,7 +9,7 @@ head of a student without layers is folded into its table.
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,9 +29,22 @@ from torch import Tensor, nn
 from leaf.encoder import Role
 from leaf.errors import LeafError
 from leaf.models import resolve_model
+from leaf.packed import (
+    ATTENTION,
+    Features,
+    can_pack,
+    first_position,
+    is_packed,
+    pack,
+    packed_first,
+    packed_mean,
+    packed_states,
+    pad,
+)
 from leaf.recipe import Student as Settings
 from leaf.student.ridge import Head
 from leaf.teacher.model import load_sentence_transformer
+from leaf.tokens import Tokenizer
 
 #: Where every reader finds each module. Releases before 5.4, text-embeddings-inference and vLLM mis-read newer paths
 #: without a word (wrong pooling, no Dense), and newer releases read these.
@@ -58,6 +71,7 @@ class Student(nn.Module):
         super().__init__()
         self.model = model
         self.prompts = dict(prompts)
+        self.packed = self.is_table
         model.prompts.update(prompts.items())
 
     @property
@@ -103,48 +117,74 @@ class Student(nn.Module):
         table = self.first.embedding if self.is_table else self.backbone.get_input_embeddings()
         return int(table.num_embeddings)
 
-    def tokenize(self, texts: Sequence[str], role: Role) -> list[list[int]]:
-        """Token ids of each text exactly as Sentence Transformers will make them at query time, prompt included."""
-        if not texts:
-            return []
-        features = self.first.preprocess(list(texts), prompt=self.prompts.get(role) or None)
-        if self.is_table:
-            ends = [*features["offsets"].tolist()[1:], len(features["input_ids"])]
-            ids = features["input_ids"].tolist()
-            return [ids[start:end] for start, end in zip(features["offsets"].tolist(), ends, strict=True)]
-        masks = features["attention_mask"].bool()
-        return [ids[mask].tolist() for ids, mask in zip(features["input_ids"], masks, strict=True)]
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """Makes the token ids that Sentence Transformers will make at query time, prompts included."""
+        return Tokenizer(self.first, self.prompts)
 
-    def collate(self, texts: Sequence[NDArray[Any]]) -> dict[str, Tensor]:
-        """Token ids of a batch as the model's input: padded with a mask, or end to end with offsets for a table."""
-        lengths = np.array([len(each) for each in texts])
-        if self.is_table:
-            flat = torch.from_numpy(np.concatenate(texts).astype(np.int64))
-            return {"input_ids": flat, "offsets": torch.from_numpy(np.cumsum(lengths) - lengths)}
-        mask = np.arange(lengths.max()) < lengths[:, None]
-        ids = np.full(mask.shape, self.first.tokenizer.pad_token_id or 0, dtype=np.int64)
-        ids[mask] = np.concatenate(texts)
-        return {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(mask.astype(np.int64))}
+    @cached_property
+    def can_pack(self) -> bool:
+        """Whether the packed path gives this student's vectors too; a table has no other."""
+        return self.is_table or can_pack(self.backbone)
 
-    def forward(self, features: dict[str, Tensor], compute_dtype: torch.dtype = torch.float32) -> Tensor:
-        """Vectors `[n, d]` in float32. Only the backbone computes in `compute_dtype`; pooling, head and norm do not."""
-        pooled = self.pool(features, compute_dtype)
-        for module in list(self.model)[1 if self.is_table else 2 :]:
-            pooled = module(pooled)
-        vectors: Tensor = pooled["sentence_embedding"]
-        return vectors
+    def use_packing(self, on: bool) -> None:
+        """Chooses the packed path, where the student has one, or the padded one: the same vectors at another speed."""
+        self.packed = self.is_table or (on and self.can_pack)
+        if not self.is_table:
+            self.backbone.set_attn_implementation(ATTENTION if self.packed else "sdpa")
 
-    def pool(self, features: dict[str, Tensor], compute_dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
-        """The features up to and with the pooled states, float32 `[n, d']`: what the head is fitted on."""
-        lower = compute_dtype != torch.float32 and not self.is_table
-        device = features["input_ids"].device.type
-        with torch.autocast(device, dtype=compute_dtype) if lower else nullcontext():
-            features = self.first(dict(features))
+    def collate(self, ids: NDArray[Any], lengths: NDArray[Any]) -> Features:
+        """A batch as this student reads it, from its token ids end to end and the tokens of each text, `[n]`."""
         if self.is_table:
-            return features
-        features["token_embeddings"] = features["token_embeddings"].float()
-        pooled: dict[str, Tensor] = self.model[1](features)
+            return pack(ids, lengths)
+        if self.packed:
+            return pack(ids, lengths, self._first_position)
+        return pad(ids, lengths, self.first.tokenizer.pad_token_id or 0)
+
+    def forward(self, features: Features, compute_dtype: torch.dtype = torch.float32) -> Tensor:
+        """Vectors `[n, d]` in float32 (Eq. 1). Only the backbone computes in `compute_dtype`."""
+        vectors = self.pool(features, compute_dtype)
+        if not self.is_table:
+            vectors = self.head(vectors)
+        return nn.functional.normalize(vectors, dim=-1) if self.normalises else vectors
+
+    def pool(self, features: Features, compute_dtype: torch.dtype = torch.float32) -> Tensor:
+        """Pooled states, float32 `[n, d']`: what the head is fitted on."""
+        if self.is_table:
+            return self._mean_of_table(features)
+        # Casts are not kept for reuse: a captured graph would go on reading the first step's.
+        with torch.autocast(
+            features["input_ids"].device.type,
+            dtype=torch.bfloat16,
+            enabled=compute_dtype == torch.bfloat16,
+            cache_enabled=False,
+        ):
+            if is_packed(features):
+                states = packed_states(self.backbone, features)
+            else:
+                states = self.first(dict(features))["token_embeddings"]
+        states = states.float()
+        if is_packed(features):
+            return packed_mean(states, features) if self._pooling == "mean" else packed_first(states, features)
+        pooled: Tensor = self.model[1]({"token_embeddings": states, **features})["sentence_embedding"]
         return pooled
+
+    def _mean_of_table(self, features: Features) -> Tensor:
+        table = self.first.embedding.weight
+        if table.is_cuda:  # embedding_bag's backward pass there cannot be captured
+            return packed_mean(nn.functional.embedding(features["input_ids"], table), features)
+        return nn.functional.embedding_bag(
+            features["input_ids"], table, features["cu_seqlens"][:-1].long(), mode="mean"
+        )
+
+    @cached_property
+    def _first_position(self) -> int:
+        return first_position(self.backbone)
+
+    @property
+    def _pooling(self) -> str:
+        pooling: Any = self.model[1]
+        return str(pooling.pooling_mode)
 
     def set_head(self, head: Head) -> None:
         """Takes a fitted head; a table has it folded in: `mean(E)·W + b = mean(E·W + b)`."""
@@ -157,11 +197,6 @@ class Student(nn.Module):
                 self.head.weight.copy_(head.weight)
                 if self.head.bias is not None:
                     self.head.bias.copy_(head.bias)
-
-    def set_attention(self, implementation: str) -> None:
-        """Which of Transformers' attention functions the backbone uses: the same mathematics at another speed."""
-        if not self.is_table:
-            self.backbone.set_attn_implementation(implementation)
 
     def save(self, folder: Path) -> None:
         """Writes the Sentence Transformers folder, readable by old and new releases and by other runtimes."""

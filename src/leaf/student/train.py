@@ -1,39 +1,55 @@
 """The training loop: nothing but `mean ‖y − ŷ‖₂`, AdamW, and a learning rate that falls in cycles (§2.2).
 
 Batches, learning rate and dropout are pure functions of (seed, step). A run that is killed therefore goes on from its
-last resume point with exactly the steps it would have made, and on a CPU ends with the very same weights.
+last resume point with exactly the steps it would have made, and on a CPU ends with the very same weights (on a GPU,
+where kernels are not bound to one order of summation, with `Engine(deterministic=True)`).
 """
 
-import json
 import math
 import os
+import signal
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from leaf.errors import LeafError
+from leaf.errors import LeafError, Stopped
 from leaf.hardware import native_bfloat16
+from leaf.packed import to_device
 from leaf.progress import progress
 from leaf.recipe import Train
-from leaf.student.batches import Batches
-from leaf.student.checkpoint import TrainState, load_checkpoint, save_checkpoint
+from leaf.student.batches import Batches, token_buckets
+from leaf.student.checkpoint import CheckpointWriter, TrainState, load_checkpoint
 from leaf.student.data import Examples
-from leaf.student.loss import distances, leaf_loss
+from leaf.student.distributed import World
+from leaf.student.loader import Batch, Loader, ahead
+from leaf.student.loss import distances
+from leaf.student.metrics import Metrics, Rates, gpu_memory_gb, open_trackers
 from leaf.student.model import Student
 from leaf.student.ridge import Head, fit_head, random_head
 from leaf.student.schedule import learning_rate
+from leaf.student.step import Engine, Step
 
 #: Texts per forward pass where nothing is learned from them.
 EVALUATION_BATCH = 256
-#: Up to so many tokens, attention written out trains faster in bfloat16 on a CPU than torch's fused kernel, whose
-#: backward pass is slow there: 316 against 225 texts/s (LOG.md, 2026-11-20). Longer texts need the memory.
-SHORT = 256
+#: Steps between two readings of the loss on a GPU: a reading waits for the device. On a CPU it is free.
+GPU_READ_EVERY = 50
+#: Lines in `metrics.jsonl` per epoch, besides the epoch's own.
+LINES_PER_EPOCH = 20
+#: Shapes of packed batches. Each costs some 10 s of compilation; five waste a few percent of tokens on filling up.
+NUM_BUCKETS = 5
+#: Steps before a trace begins, and in it.
+TRACE_SKIPS, TRACE_STEPS = 10, 5
+ALONE = World()
+FAST = Engine()
 
 
 @dataclass(frozen=True)
@@ -60,91 +76,229 @@ def train(
     folder: Path,
     *,
     device: str,
+    engine: Engine = FAST,
+    world: World = ALONE,
     label: str = "training",
+    trace: Path | None = None,
     on_epoch: Callable[[int], object] | None = None,
 ) -> Outcome:
     """Trains `student` in place and leaves it with the weights of its best epoch by held-out error.
 
     Resume points and `metrics.jsonl` go to `folder`; called again with the same arguments, it goes on from there.
-    `on_epoch(epoch)` is called after every epoch, with the student as it is then. Raises `LeafError` when the loss is
-    not finite, before the optimizer has moved.
+    `trace` is a file for torch's profiler, written after a few steps. `on_epoch(epoch)` is called after every epoch,
+    with the student as it is then, in the main process. Raises `LeafError` when the loss is not finite, before the
+    optimizer has moved, and `Stopped` after SIGTERM, when a resume point has been written.
     """
-    batches = Batches(examples.lengths, settings.batch_size, settings.seed, settings.length_window)
-    steps_per_epoch, epochs = batches.num_batches, settings.cycles * settings.epochs_per_cycle
-    dtype = compute_dtype(settings.compute_dtype, device)
-    student.to(device)
-    _set_dropout(student, settings.dropout)
-    if device == "cpu" and dtype == torch.bfloat16 and examples.lengths.max() <= SHORT:
-        student.set_attention("eager")
-    optimizer = torch.optim.AdamW(
-        student.parameters(),
-        lr=settings.lr,
-        betas=settings.betas,
-        weight_decay=settings.weight_decay,
-        fused=True,  # one pass over the weights instead of several, on the CPU too
-    )
-    state = _resume(folder, student, optimizer)
-    metrics = _Metrics(folder / "metrics.jsonl", state.metrics_bytes)
-    error, last_saved, began = math.nan, time.monotonic(), time.monotonic() - state.seconds
-    if state.step == 0:
-        error = held_out_error(student, held_out, device)
-        metrics.write({"epoch": 0, "step": 0, "held_out_error": error})
+    training = _Training(student, examples, held_out, settings, folder, device, engine, world)
+    with training.open(label, trace):
+        training.begin()
+        while training.epoch < training.epochs:
+            training.run_epoch()
+            training.end_epoch()
+            if on_epoch and world.is_main:
+                on_epoch(training.epoch)
+            training.save()
+    return training.outcome()
 
-    def save() -> None:
-        state.metrics_bytes, state.seconds = metrics.size, time.monotonic() - began
-        save_checkpoint(folder / "resume.pt", state, student.state_dict(), optimizer.state_dict())
 
-    with progress(label, epochs * steps_per_epoch, completed=state.step) as bar:
-        for epoch in range(state.step // steps_per_epoch, epochs):
-            order = batches.epoch(epoch)
-            student.train(settings.dropout > 0)
-            for index in range(state.step - epoch * steps_per_epoch, steps_per_epoch):
-                lr = learning_rate(state.step, steps_per_epoch, settings)
-                for group in optimizer.param_groups:
-                    group["lr"] = lr
-                if settings.dropout:
-                    torch.manual_seed((settings.seed << 32) + state.step)
-                loss = _step(student, optimizer, examples, order[index], settings, device, dtype)
-                state.step += 1
-                state.loss_sum += loss
-                bar.advance(note=f"loss {loss:.4f}" + ("" if math.isnan(error) else f"  held-out ε {error:.4f}"))
-                epoch_done = index == steps_per_epoch - 1  # then the resume point comes after the evaluation
-                if not epoch_done and time.monotonic() - last_saved > 60 * settings.checkpoint_minutes:
-                    save()
-                    last_saved = time.monotonic()
-            student.eval()
-            error = held_out_error(student, held_out, device)
-            metrics.write(
-                {
-                    "epoch": epoch + 1,
-                    "step": state.step,
-                    "lr": lr,
-                    "train_loss": state.loss_sum / steps_per_epoch,
-                    "held_out_error": error,
-                    "seconds": round(time.monotonic() - began, 3),
-                }
+class _Training:
+    """A training run: what it holds while it runs, and its parts in the order in which they happen."""
+
+    def __init__(
+        self,
+        student: Student,
+        examples: Examples,
+        held_out: Examples,
+        settings: Train,
+        folder: Path,
+        device: str,
+        engine: Engine,
+        world: World,
+    ) -> None:
+        self.student, self.held_out, self.settings = student, held_out, settings
+        self.folder, self.device, self.world = folder, device, world
+        self.batches = Batches(examples.lengths, settings.batch_size, settings.seed, settings.length_window)
+        self.epochs = settings.cycles * settings.epochs_per_cycle
+        if settings.batch_size % (world.size * settings.accumulation):
+            raise LeafError(
+                f"train.batch_size {settings.batch_size} does not divide into {settings.accumulation} slices "
+                f"(train.accumulation) in {world.size} processes; make it a multiple of "
+                f"{settings.accumulation * world.size}"
             )
-            if error < state.best_error:
-                state.best_error, state.best_epoch = error, epoch + 1
-                state.best_weights = {name: value.cpu().clone() for name, value in student.state_dict().items()}
-            state.loss_sum = 0.0
-            if on_epoch:
-                on_epoch(epoch + 1)
-            save()
-            last_saved = time.monotonic()
+        if engine.deterministic:
+            _use_deterministic_kernels()
+        on_gpu, dtype = device.startswith("cuda"), compute_dtype(settings.compute_dtype, device)
+        student.to(device)
+        _set_dropout(student, settings.dropout)
+        self.optimizer = torch.optim.AdamW(
+            student.parameters(),
+            lr=settings.lr,
+            betas=settings.betas,
+            weight_decay=settings.weight_decay,
+            fused=True,  # one pass over the weights instead of several, on the CPU too
+        )
+        self.state = _resume(folder, student, self.optimizer)
+        world.copy_from_main(student.state_dict().values())
+        # Flash attention computes in 16 bits only, so a float32 run on a GPU is padded.
+        student.use_packing(not on_gpu or dtype == torch.bfloat16)
+        fixed_shapes = on_gpu and student.packed and (engine.compile or engine.graphs)
+        sizes = [examples.lengths[part].sum() for rows in self.batches.epoch(0) for part in self._slices(rows)]
+        buckets = token_buckets(np.array(sizes), NUM_BUCKETS) if fixed_shapes else ()
+        self.loader = Loader(student, examples, device, buckets)
+        self.step = Step(student, self.optimizer, self.loader, settings, dtype, device, world)
+        if fixed_shapes and engine.compile:
+            self.step.compile()
+        if fixed_shapes and engine.graphs:
+            self.step.capture(self._one_batch_per_bucket())
+        self.read_every = GPU_READ_EVERY if on_gpu else 1
+        self.line_every = max(1, self.batches.num_batches // LINES_PER_EPOCH)
+        self.rates = Rates()
+        self.error = math.nan
 
-    student.eval().cpu().set_attention("sdpa")
-    last_weights = {name: value.clone() for name, value in student.state_dict().items()}
-    student.load_state_dict(state.best_weights)
-    return Outcome(
-        error=state.best_error,
-        best_epoch=state.best_epoch,
-        last_error=metrics.last["held_out_error"],
-        last_weights=last_weights,
-        epochs=epochs,
-        steps=state.step,
-        seconds=state.seconds,
-    )
+    @property
+    def epoch(self) -> int:
+        """Whole epochs done."""
+        return self.state.step // self.batches.num_batches
+
+    @contextmanager
+    def open(self, label: str, trace: Path | None) -> Iterator[None]:
+        """The files, threads and handlers of a run; leaving waits for the last resume point."""
+        main = self.world.is_main
+        trackers = open_trackers(
+            self.settings.trackers if main else (),
+            self.folder,
+            "/".join(self.folder.parts[-3:]),  # run folder, checkpoints, student: no two trainings share it
+            self.settings.model_dump(mode="json"),
+            self.state.step,
+        )
+        with ExitStack() as stack:
+            metrics = Metrics(self.folder / "metrics.jsonl" if main else None, self.state.metrics_bytes, trackers)
+            self.metrics = stack.enter_context(metrics)
+            self.writer = stack.enter_context(CheckpointWriter(self.folder / "resume.pt"))
+            total = self.epochs * self.batches.num_batches
+            self.bar = stack.enter_context(progress(label, total, completed=self.state.step))
+            self.stop_asked = stack.enter_context(_sigterm())
+            self.traced = stack.enter_context(_tracing(trace if main else None))
+            self.saved_at = time.monotonic()
+            self.began = self.saved_at - self.state.seconds
+            yield
+
+    def begin(self) -> None:
+        """Before the first step: the error that training starts from."""
+        if self.state.step == 0:
+            self.error = held_out_error(self.student, self.held_out, self.device)
+            self.metrics.write({"epoch": 0, "step": 0, "held_out_error": self.error})
+        else:
+            self.error = self.metrics.last_error
+
+    def run_epoch(self) -> None:
+        """The steps of the current epoch that have not been made yet."""
+        state, epoch, num_batches = self.state, self.epoch, self.batches.num_batches
+        self.student.train(self.settings.dropout > 0)
+        to_do = self.batches.epoch(epoch)[state.step % num_batches :]
+        unread = 0
+        for slices in ahead(self._make, to_do):
+            lr = learning_rate(state.step, num_batches, self.settings)
+            if self.settings.dropout:
+                torch.manual_seed((self.settings.seed << 32) + state.step * self.world.size + self.world.rank)
+            self.step.run(slices, lr)
+            state.step += 1
+            unread += 1
+            for batch in slices:
+                self.rates.add(batch.num_texts, batch.num_tokens, batch.num_computed)
+            self.traced()
+            done = state.step % num_batches or num_batches
+            if done == num_batches or done % self.line_every == 0 or done % self.read_every == 0:
+                self._read(unread, lr, write_line=done % self.line_every == 0)
+                unread = 0
+                if done < num_batches:  # after an epoch, both wait for the evaluation
+                    self._save_or_stop()
+
+    def end_epoch(self) -> None:
+        """The held-out error; the weights are kept if it is the least so far."""
+        state, num_batches = self.state, self.batches.num_batches
+        self.student.eval()
+        with self.rates.paused():
+            self.error = held_out_error(self.student, self.held_out, self.device)
+        self.metrics.write(
+            {
+                "epoch": self.epoch,
+                "step": state.step,
+                "lr": learning_rate(state.step - 1, num_batches, self.settings),
+                "train_loss": state.loss_sum / num_batches,
+                "held_out_error": self.error,
+                "seconds": self._seconds(),
+            }
+        )
+        state.loss_sum = 0.0
+        if self.error < state.best_error:
+            state.best_error, state.best_epoch = self.error, self.epoch
+            state.best_weights = {name: value.cpu().clone() for name, value in self.student.state_dict().items()}
+
+    def save(self) -> None:
+        """A resume point for where training stands now."""
+        self.saved_at = time.monotonic()
+        self.state.metrics_bytes, self.state.seconds = self.metrics.size, self._seconds()
+        if self.world.is_main:
+            self.writer.save(self.state, self.student.state_dict(), self.optimizer.state_dict())
+
+    def outcome(self) -> Outcome:
+        """What was reached; puts the best epoch's weights into the student, on the CPU."""
+        self.student.eval().cpu().use_packing(False)
+        last_weights = {name: value.clone() for name, value in self.student.state_dict().items()}
+        self.student.load_state_dict(self.state.best_weights)
+        return Outcome(
+            error=self.state.best_error,
+            best_epoch=self.state.best_epoch,
+            last_error=self.error,
+            last_weights=last_weights,
+            epochs=self.epochs,
+            steps=self.state.step,
+            seconds=self.state.seconds,
+        )
+
+    def _read(self, unread: int, lr: float, *, write_line: bool) -> None:
+        """Looks at the last `unread` steps: stops on a non-finite number, moves the bar, writes a line of metrics."""
+        reading = self.step.read()
+        self.state.loss_sum += reading.loss_sum
+        loss = reading.loss_sum / unread
+        self.bar.advance(
+            unread, f"loss {loss:.4f}" + ("" if math.isnan(self.error) else f"  held-out ε {self.error:.4f}")
+        )
+        if write_line:
+            line = {"step": self.state.step, "lr": lr, "loss": loss, "gradient_norm": reading.gradient_norm}
+            line |= {**self.rates.read(), "seconds": self._seconds()}
+            if (memory := gpu_memory_gb(self.device)) is not None:
+                line["gpu_memory_gb"] = memory
+            self.metrics.write(line)
+
+    def _save_or_stop(self) -> None:
+        if self.world.any(self.stop_asked(), self.device):
+            self.save()
+            self.writer.wait()
+            raise Stopped(f"training stopped after step {self.state.step:,}, which is saved")
+        if time.monotonic() - self.saved_at > 60 * self.settings.checkpoint_minutes:
+            self.save()
+
+    def _seconds(self) -> float:
+        return round(time.monotonic() - self.began, 3)
+
+    def _make(self, rows: NDArray[np.int64]) -> list[Batch]:
+        return [self.loader.batch(part) for part in self._slices(rows)]
+
+    def _slices(self, rows: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+        """This process's share of a batch, cut for gradient accumulation: every slice has equally many texts."""
+        return np.split(rows[self.world.rank :: self.world.size], self.settings.accumulation)
+
+    def _one_batch_per_bucket(self) -> list[Batch]:
+        found: dict[int, Batch] = {}
+        for rows in self.batches.epoch(0):
+            for batch in self._make(rows):
+                if batch.bucket is not None:
+                    found.setdefault(batch.bucket, batch)
+            if len(found) == NUM_BUCKETS:
+                break
+        return list(found.values())
 
 
 def start_head(student: Student, examples: Examples, num_texts: int, device: str) -> Head | None:
@@ -162,12 +316,13 @@ def start_head(student: Student, examples: Examples, num_texts: int, device: str
     # Neighbours of like length pad each other little. The fit holds out every tenth row, hence every length alike.
     rows = rows[np.argsort(examples.lengths[rows], kind="stable")]
     student.to(device).eval()
+    student.use_packing(device == "cpu")
     features = []
     with torch.inference_mode(), progress("fitting the head", num_texts) as bar:
         for start in range(0, num_texts, EVALUATION_BATCH):
             batch = rows[start : start + EVALUATION_BATCH]
-            pooled = student.pool(_to(student.collate(examples.texts(batch)), device))
-            features.append(pooled["sentence_embedding"].cpu())
+            pooled = student.pool(to_device(student.collate(*examples.gather(batch)), device))
+            features.append(pooled.cpu())
             bar.advance(len(batch))
     head = fit_head(
         torch.cat(features),
@@ -182,13 +337,16 @@ def start_head(student: Student, examples: Examples, num_texts: int, device: str
 def held_out_error(student: Student, held_out: Examples, device: str) -> float:
     """Mean `ε = ‖y − ŷ‖₂` over the held-out texts, computed in float32 whatever training computes in (§3.3)."""
     order = held_out.lengths.argsort(kind="stable")
+    packed = student.packed
+    student.use_packing(device == "cpu")  # flash attention, which packing takes on a GPU, has no float32
     total = 0.0
     with torch.inference_mode():
         for start in range(0, len(order), EVALUATION_BATCH):
             rows = order[start : start + EVALUATION_BATCH]
-            vectors = student(_to(student.collate(held_out.texts(rows)), device))
+            vectors = student(to_device(student.collate(*held_out.gather(rows)), device))
             targets = torch.from_numpy(held_out.targets[rows]).to(device)
             total += distances(vectors, targets).double().sum().item()
+    student.use_packing(packed)
     return total / len(held_out)
 
 
@@ -196,36 +354,6 @@ def compute_dtype(wanted: Literal["auto", "float32", "bfloat16"], device: str) -
     """The dtype of forward and backward: for `auto`, bfloat16 where the hardware multiplies it natively."""
     lower = native_bfloat16(device) if wanted == "auto" else wanted == "bfloat16"
     return torch.bfloat16 if lower else torch.float32
-
-
-def _step(
-    student: Student,
-    optimizer: torch.optim.Optimizer,
-    examples: Examples,
-    rows: Any,
-    settings: Train,
-    device: str,
-    dtype: torch.dtype,
-) -> float:
-    """One optimizer step on the texts `rows`; returns their mean distance before it."""
-    targets = torch.from_numpy(examples.targets[rows]).to(device, non_blocking=True)
-    loss = leaf_loss(student(_to(student.collate(examples.texts(rows)), device), dtype), targets)
-    value = loss.item()
-    if not math.isfinite(value):
-        raise LeafError(
-            f"the loss is {value}; training stopped before the optimizer moved. Lower train.lr, set "
-            "train.clip_norm = 1.0 or train.compute_dtype = 'float32', then run again"
-        )
-    optimizer.zero_grad(set_to_none=True)
-    torch.autograd.backward(loss)
-    if settings.clip_norm is not None:
-        norm = torch.nn.utils.clip_grad_norm_(student.parameters(), settings.clip_norm)
-        if not torch.isfinite(norm):
-            raise LeafError(
-                f"the gradient's norm is {norm.item()}; training stopped before the optimizer moved: lower train.lr"
-            )
-    optimizer.step()
-    return value
 
 
 def _resume(folder: Path, student: Student, optimizer: torch.optim.Optimizer) -> TrainState:
@@ -245,25 +373,34 @@ def _set_dropout(student: Student, rate: float) -> None:
             module.p = rate
 
 
-def _to(features: dict[str, Tensor], device: str) -> dict[str, Tensor]:
-    return {name: value.to(device, non_blocking=True) for name, value in features.items()}
+def _use_deterministic_kernels() -> None:
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS is first used
+    torch.use_deterministic_algorithms(True)
 
 
-class _Metrics:
-    """`metrics.jsonl`: one line an epoch. On resume, lines written after the resume point are cut off."""
+@contextmanager
+def _sigterm() -> Iterator[Callable[[], bool]]:
+    """Inside, SIGTERM is only noted: yields a function that says whether it has come."""
+    asked: list[int] = []
+    if threading.current_thread() is not threading.main_thread():  # only there may handlers be set
+        yield lambda: False
+        return
+    previous = signal.signal(signal.SIGTERM, lambda number, _: asked.append(number))
+    try:
+        yield lambda: bool(asked)
+    finally:
+        signal.signal(signal.SIGTERM, previous)
 
-    def __init__(self, path: Path, size: int) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()
-        os.truncate(path, size)
-        self._path = path
-        self.size = size
-        lines = path.read_text(encoding="utf-8").splitlines()
-        self.last: dict[str, Any] = json.loads(lines[-1]) if lines else {}
 
-    def write(self, record: dict[str, Any]) -> None:
-        self.last = record
-        with open(self._path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
-            file.flush()
-            self.size = file.tell()
+@contextmanager
+def _tracing(path: Path | None) -> Iterator[Callable[[], object]]:
+    """Yields what to call after every step; with a path, a trace of a few steps is written there."""
+    if path is None:
+        yield lambda: None
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with torch.profiler.profile(
+        schedule=torch.profiler.schedule(skip_first=TRACE_SKIPS, wait=0, warmup=1, active=TRACE_STEPS, repeat=1),
+        on_trace_ready=lambda profiler: profiler.export_chrome_trace(str(path)),
+    ) as profiler:
+        yield profiler.step

@@ -1,0 +1,174 @@
+"""One optimizer step: forward, backward, one move of AdamW; on a GPU compiled and replayed as a CUDA graph.
+
+A small student at batch 32 does a few milliseconds of arithmetic a step, and launching its kernels one by one takes
+longer than running them. `torch.compile` merges kernels; a CUDA graph launches all that is left at once. A graph has
+fixed shapes, so packed batches are filled up to one of a few sizes ("buckets") with dummy texts, which no loss sees.
+
+Nothing in a step waits for the GPU. The loss and the check for non-finite numbers stay there: a step that went wrong
+is skipped by AdamW's own kernel (`found_inf`), and `Step.read` says so when it is next asked.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+from leaf.errors import LeafError
+from leaf.packed import Features
+from leaf.progress import progress
+from leaf.recipe import Train
+from leaf.student.distributed import World
+from leaf.student.loader import Batch, Loader
+from leaf.student.loss import leaf_loss
+from leaf.student.model import Student
+
+#: Runs before a graph is captured: the first compiles, the others settle the allocator.
+WARM_UP = 3
+
+
+@dataclass(frozen=True)
+class Engine:
+    """How steps are executed: what changes the speed and, on a GPU, the rounding, but never what is computed."""
+
+    compile: bool = True
+    """Merge kernels with `torch.compile`. CUDA only, packed only."""
+    graphs: bool = True
+    """Replay captured CUDA graphs. CUDA only, packed only."""
+    deterministic: bool = False
+    """Only kernels that give the same bits every time, so that a resumed run is exact on a GPU too. Slower."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What the steps since the last reading came to."""
+
+    loss_sum: float
+    """Sum of the steps' mean distances, each before its step."""
+    gradient_norm: float
+    """Norm of the last step's gradient, before clipping."""
+
+
+class Step:
+    """Runs optimizer steps on a student, in one process or many."""
+
+    def __init__(
+        self,
+        student: Student,
+        optimizer: torch.optim.Optimizer,
+        loader: Loader,
+        settings: Train,
+        dtype: torch.dtype,
+        device: str,
+        world: World,
+    ) -> None:
+        self._student, self._optimizer, self._loader = student, optimizer, loader
+        self._settings, self._dtype, self._device, self._world = settings, dtype, device, world
+        self._parameters = [each for each in student.parameters() if each.requires_grad]
+        self._loss_of: Callable[..., Tensor] = self._loss
+        self._graphs: dict[int, tuple[Batch, Callable[[], object], Tensor]] | None = None
+        self._loss_sum = torch.zeros((), dtype=torch.float64, device=device)
+        self._batch_loss = torch.zeros((), device=device)
+        self._norm = torch.zeros((), device=device)
+        self._broken = torch.zeros((), dtype=torch.bool, device=device)
+
+    def compile(self) -> None:
+        """Compiles the loss; it happens when a shape is first seen."""
+        # Graphs need fixed shapes, and kernels made for one shape are the faster ones.
+        self._loss_of = torch.compile(self._loss, dynamic=False)
+
+    def capture(self, examples: Sequence[Batch], graph: "Capture | None" = None) -> None:
+        """Captures a graph for the shape of each example batch; batches of no bucket run without one.
+
+        `graph` stands in for CUDA's in tests.
+        """
+        for parameter in self._parameters:
+            parameter.grad = torch.zeros_like(parameter)
+        self._graphs = {}
+        with progress("compiling and capturing", len(examples)) as bar:
+            for batch in examples:
+                assert batch.bucket is not None
+                fixed = batch.to(self._device)
+                replay, loss = (graph or _cuda_graph)(functools.partial(self._forward_backward, fixed))
+                self._graphs[batch.bucket] = (fixed, replay, loss)
+                bar.advance()
+
+    def run(self, slices: Sequence[Batch], lr: float) -> None:
+        """One step on the texts of `slices`, one forward and backward pass each; waits for nothing.
+
+        The slices hold equally many texts, and so do those of the other processes: the mean of their gradients is the
+        gradient of the mean distance over the whole batch.
+        """
+        self._zero_gradients()
+        self._batch_loss.zero_()
+        for batch in slices:
+            self._batch_loss += self._replay(batch)
+        gradients = [each.grad for each in self._parameters if each.grad is not None]
+        self._world.mean([*gradients, self._batch_loss])
+        self._norm = torch.nn.utils.get_total_norm(gradients)
+        broken = ~(torch.isfinite(self._norm) & torch.isfinite(self._batch_loss))
+        if self._settings.clip_norm is not None:
+            torch.nn.utils.clip_grads_with_norm_(self._parameters, self._settings.clip_norm, self._norm)
+        for group in self._optimizer.param_groups:
+            group["lr"] = lr
+        # The same door that torch's GradScaler uses: AdamW's fused kernel leaves weights and moments as they are.
+        self._optimizer.found_inf = broken.float()  # type: ignore[attr-defined]
+        self._optimizer.step()
+        self._broken |= broken
+        self._loss_sum += self._batch_loss
+
+    def read(self) -> Reading:
+        """Waits for the device; sums since the last reading. Raises `LeafError` if a step met a non-finite number."""
+        if self._broken.item():
+            raise LeafError(
+                f"the loss or its gradient is not finite (loss {self._batch_loss.item():.4g}, gradient norm "
+                f"{self._norm.item():.4g}); training stopped before the optimizer moved. Lower train.lr, set "
+                "train.clip_norm = 1.0 or train.compute_dtype = 'float32', then run again"
+            )
+        reading = Reading(self._loss_sum.item(), self._norm.item())
+        self._loss_sum.zero_()
+        return reading
+
+    def _replay(self, batch: Batch) -> Tensor:
+        """Forward and backward pass of one slice, through its graph if it has one; returns its part of the loss."""
+        if self._graphs is None or batch.bucket is None:
+            return self._forward_backward(batch.to(self._device))
+        fixed, replay, loss = self._graphs[batch.bucket]
+        fixed.copy_(batch)
+        replay()
+        return loss
+
+    def _forward_backward(self, batch: Batch) -> Tensor:
+        # Compiled code is made for the buckets' shapes: a rare batch that is larger than all of them goes without.
+        loss_of = self._loss if batch.bucket is None else self._loss_of
+        loss = loss_of(batch.features, self._loader.targets_of(batch)) / self._settings.accumulation
+        torch.autograd.backward(loss)
+        return loss.detach()
+
+    def _loss(self, features: Features, targets: Tensor) -> Tensor:
+        # The dummy texts that fill up a bucket come last and have no target.
+        return leaf_loss(self._student(features, self._dtype)[: len(targets)], targets)
+
+    def _zero_gradients(self) -> None:
+        # A captured backward pass adds to gradients at fixed addresses; elsewhere it is cheaper to drop them.
+        self._optimizer.zero_grad(set_to_none=self._graphs is None)
+
+
+#: Takes a function on fixed inputs; returns what runs it again, and the tensor that then holds its result.
+Capture: TypeAlias = Callable[[Callable[[], Tensor]], tuple[Callable[[], object], Tensor]]
+
+
+def _cuda_graph(function: Callable[[], Tensor]) -> tuple[Callable[[], object], Tensor]:
+    side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(WARM_UP):
+            function()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    # The loader's thread pins memory meanwhile, which the stricter modes would take for a mistake of this thread.
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+        loss = function()
+    return graph.replay, loss
