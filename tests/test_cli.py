@@ -213,8 +213,9 @@ def test_evaluate_prints_records_as_json(run, tmp_path, teacher_folder, bert):
 def test_recipes_are_listed_one_line_each(run):
     code, out, _ = run("recipes")
     assert code == 0
-    assert all(name in out for name in ("demo", "leaf-ir", "leaf-mt"))
-    assert set(json.loads(run("recipes", "--json")[1])) == {"demo", "leaf-ir", "leaf-mt"}
+    shipped = {"demo", "ladder", "ladder-cpu", "leaf-ir", "leaf-ir-fast", "leaf-mt"}
+    assert all(name in out for name in shipped)
+    assert set(json.loads(run("recipes", "--json")[1])) == shipped
 
 
 def test_a_recipe_that_is_printed_is_that_recipe(run):

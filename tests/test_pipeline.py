@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -19,6 +20,7 @@ from leaf.evaluation.records import read
 from leaf.pipeline import Pipeline
 from leaf.recipe import Recipe
 from leaf.space import Space, verify
+from leaf.student.metrics import held_out_errors
 from tiny import save_teacher, sentences
 
 STUDENTS = ("student-table", "student-2l")
@@ -97,9 +99,9 @@ def test_the_students_have_learned_and_the_report_says_how_much(finished):
     _, out, report = finished
     assert json.loads((out / "report.json").read_text())["name"] == report["name"] == "tiny"
     for student in report["students"]:
-        lines = [json.loads(line) for line in (out / student["path"] / "metrics.jsonl").read_text().splitlines()]
-        assert student["epsilon"] == pytest.approx(min(line["held_out_error"] for line in lines[1:]))
-        assert student["epsilon"] < lines[0]["held_out_error"]
+        errors = held_out_errors(out / student["path"] / "metrics.jsonl")
+        assert student["epsilon"] == pytest.approx(min(errors[1:]))
+        assert student["epsilon"] < errors[0]
         scores, teacher = student["scores"]["beir"], report["teacher"]["scores"]["beir"]
         assert student["retention"]["asymmetric"] == pytest.approx(100 * scores["asymmetric"] / teacher)
     modes = {(each.encoder, each.mode) for each in read(out / "scores") if each.measure == "ndcg@10"}
@@ -254,3 +256,57 @@ def test_resume_points_of_other_inputs_are_refused(tmp_path, teacher_folder, mon
     other = Pipeline(settings.model_copy(update={"train": changed}), tmp_path / "out", device="cpu")
     with pytest.raises(LeafError, match=r"holds resume points of other inputs \(train\.seed was 0, is now 1\)"):
         other.train()
+
+
+def test_sigterm_saves_and_the_same_command_goes_on_to_the_same_weights(finished, tmp_path):
+    settings, uninterrupted, _ = finished
+    (tmp_path / "r.toml").write_text(settings.to_toml())
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "leaf", "distill", str(tmp_path / "r.toml"), "--out", str(out), "--device", "cpu"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    while process.poll() is None and not (out / "checkpoints" / "student-2l" / "resume.pt").exists():
+        time.sleep(0.005)
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate()
+    assert process.returncode == 0, said
+    assert "stopped" in said.splitlines()[-1]
+    assert "the same command goes on from here" in said.splitlines()[-1]
+    assert not (out / "student-2l").exists()
+    assert subprocess.run(command, capture_output=True, check=False).returncode == 0
+    for name, value in weights(uninterrupted).items():
+        assert torch.equal(value, weights(out)[name]), name
+
+
+def test_two_processes_train_on_the_same_batches_as_one(finished, tmp_path):
+    settings, alone, _ = finished
+    (tmp_path / "r.toml").write_text(settings.to_toml())
+    out = tmp_path / "out"
+    pipeline = Pipeline(settings, out, device="cpu")
+    with pipeline.open():
+        pipeline.texts()
+        pipeline.embed()
+    command = [
+        *(sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(free_port())),
+        *("-m", "leaf", "train", str(tmp_path / "r.toml"), "--out", str(out), "--device", "cpu", "--json"),
+    ]
+    finished_run = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert finished_run.returncode == 0, finished_run.stderr[-2000:]
+    manifests = json.loads(finished_run.stdout)  # one process talks
+    for name in STUDENTS:
+        one = json.loads((alone / name / "manifest.json").read_text())
+        assert (manifests[name]["steps"], manifests[name]["epochs"]) == (one["steps"], one["epochs"])
+        assert manifests[name]["error"] == pytest.approx(one["error"], rel=1e-3)
+    assert not list(out.glob("checkpoints/**/resume.pt"))
+
+
+def test_a_batch_that_does_not_divide_among_processes_is_refused(tmp_path, teacher_folder):
+    settings = recipe(tmp_path, teacher_folder)
+    changed = settings.train.model_copy(update={"accumulation": 3})
+    with pytest.raises(LeafError, match=r"batch_size 16 does not divide into 3 slices"):
+        leaf.distill(settings.model_copy(update={"train": changed}), tmp_path / "out", device="cpu")
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import signal
 import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -15,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 import leaf
-from leaf.errors import LeafError
+from leaf.errors import LeafError, Stopped
 
 if TYPE_CHECKING:
     from leaf.pipeline import Pipeline
@@ -41,6 +42,13 @@ class As(StrEnum):
     document = "document"
 
 
+class Timed(StrEnum):
+    """What `leaf speed` times."""
+
+    train = "train"
+    embed = "embed"
+
+
 RecipeName = Annotated[
     str, typer.Argument(metavar="RECIPE", help="A recipe that ships (see `leaf recipes`) or a .toml file.")
 ]
@@ -52,6 +60,12 @@ Set = Annotated[
     typer.Option("--set", metavar="TABLE.FIELD=VALUE", help="Change one setting; repeatable."),
 ]
 Device = Annotated[str | None, typer.Option("--device", help="cpu, cuda, cuda:1 … Default: a GPU where there is one.")]
+NoCompile = Annotated[bool, typer.Option("--no-compile", help="On a GPU: CUDA graphs, but no torch.compile.")]
+Eager = Annotated[bool, typer.Option("--eager", help="On a GPU: neither compilation nor CUDA graphs.")]
+Deterministic = Annotated[
+    bool, typer.Option("--deterministic", help="On a GPU: the same bits every time, resumed or not. Slower.")
+]
+Profile = Annotated[bool, typer.Option("--profile", help="Write a trace of a few steps to OUT/profile/.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs instead of a table.")]
 
 
@@ -61,6 +75,7 @@ def main() -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    signal.signal(signal.SIGTERM, _stop)
     try:
         # Standing alone, typer would answer an interrupt and a wrong option itself, in its own way. So it returns the
         # code it would exit with, or raises: an interrupt is 130 in newer releases and Abort in older ones.
@@ -69,6 +84,9 @@ def main() -> None:
         sys.exit(code)
     except LeafError as error:
         _fail(str(error))
+    except Stopped as stopped:
+        print(f"leaf: {stopped}; the same command goes on from here", file=sys.stderr)
+        raise SystemExit(0) from None
     except (KeyboardInterrupt, typer.Abort):
         print("leaf: interrupted; the same command goes on from here", file=sys.stderr)
         raise SystemExit(INTERRUPTED) from None
@@ -84,6 +102,11 @@ def main() -> None:
         if not full:
             raise
         _fail("the disk is full; free some space and run the same command again (what is finished is kept)")
+
+
+def _stop(*_: object) -> None:
+    """SIGTERM, as spot machines send it: what is finished is on disk, and training (which has a handler) saves."""
+    raise Stopped("stopped on SIGTERM")
 
 
 def _fail(message: str) -> None:
@@ -106,18 +129,50 @@ def _stage(show: Callable[[Any], None]) -> Callable[[Any], None]:
         device: Device = None,
         as_json: AsJson = False,
     ) -> None:
-        with _pipeline(_recipe(recipe, limit, teacher, set_), out, device) as pipeline:
-            result = getattr(pipeline, show.__name__)()
-        if as_json:
-            _print_json(result)
-        else:
-            show(result)
+        _run_stage(show, as_json, _pipeline(_recipe(recipe, limit, teacher, set_), out, device))
 
     app.command(show.__name__, help=show.__doc__)(command)
     return show
 
 
-@_stage
+def _training_stage(show: Callable[[Any], None]) -> Callable[[Any], None]:
+    """`_stage` for the verbs that train, which also say how."""
+
+    def command(
+        recipe: RecipeName,
+        out: Out = None,
+        limit: Limit = None,
+        teacher: Teacher = None,
+        set_: Set = None,
+        device: Device = None,
+        no_compile: NoCompile = False,
+        eager: Eager = False,
+        deterministic: Deterministic = False,
+        profile: Profile = False,
+        as_json: AsJson = False,
+    ) -> None:
+        from leaf.student.step import Engine
+
+        engine = Engine(compile=not (no_compile or eager), graphs=not eager, deterministic=deterministic)
+        pipeline = _pipeline(_recipe(recipe, limit, teacher, set_), out, device, engine=engine, profile=profile)
+        _run_stage(show, as_json, pipeline)
+
+    app.command(show.__name__, help=show.__doc__)(command)
+    return show
+
+
+def _run_stage(show: Callable[[Any], None], as_json: bool, opened: "AbstractContextManager[Pipeline]") -> None:
+    with opened as pipeline:
+        result = getattr(pipeline, show.__name__)()
+        if not pipeline.world.is_main:
+            return
+    if as_json:
+        _print_json(result)
+    else:
+        show(result)
+
+
+@_training_stage
 def distill(report: dict[str, Any]) -> None:
     """Every stage: texts, teacher vectors, students, scores, report. Run again, it goes on where it stopped."""
     from leaf.report import print_summary
@@ -143,9 +198,12 @@ def embed(manifest: dict[str, Any]) -> None:
     stdout.print(f"{manifest['rows']:,} vectors, {manifest['dim']} dimensions, {stored}, {unit}")
 
 
-@_stage
+@_training_stage
 def train(manifests: dict[str, dict[str, Any]]) -> None:
-    """Stage 3: train every student of the recipe on the cached vectors; resumes exactly."""
+    """Stage 3: train every student of the recipe on the cached vectors; resumes exactly.
+
+    On several GPUs: `torchrun --nproc-per-node N -m leaf train RECIPE`.
+    """
     table = _table("student", "layers", "parameters", "held-out ε", "best epoch", "seconds")
     for name, each in manifests.items():
         table.add_row(
@@ -288,6 +346,59 @@ def verify(
 
 
 @app.command()
+def speed(
+    what: Annotated[Timed, typer.Argument(metavar="WHAT", help="train: training steps. embed: the teacher pass.")],
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1)] = 32,
+    layers: Annotated[int | None, typer.Option("--layers", min=1, help="Default: 6 for train, 12 for embed.")] = None,
+    dim: Annotated[int | None, typer.Option("--dim", min=1, help="train: of the targets. Default: 768.")] = None,
+    steps: Annotated[int | None, typer.Option("--steps", min=1, help="train: timed steps a round.")] = None,
+    num_texts: Annotated[int | None, typer.Option("--texts", min=1, help="embed: texts a round.")] = None,
+    rounds: Annotated[int, typer.Option("--rounds", min=1)] = 3,
+    device: Device = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="DIR", help="Write the record to DIR/<WHAT>-<cpu|cuda>.json.")
+    ] = None,
+    no_compile: NoCompile = False,
+    eager: Eager = False,
+    as_json: AsJson = False,
+) -> None:
+    """Times leaf against Transformers and Sentence Transformers here, on random weights and the paper's text lengths.
+
+    train: `leaf train` against a padded loop and the Sentence Transformers trainer. embed: the teacher pass against
+    `SentenceTransformer.encode`. Minutes on a CPU.
+    """
+    for_train = {"--dim": dim, "--steps": steps, "--no-compile": no_compile, "--eager": eager}
+    wrong = {"--texts": num_texts} if what is Timed.train else for_train
+    if given := [option for option, value in wrong.items() if value]:
+        raise LeafError(f"{given[0]} says nothing about {what}; see `leaf speed --help`")
+    from leaf.speed.record import result_table
+    from leaf.speed.synthetic import Shape
+
+    shape = Shape(layers or (6 if what is Timed.train else 12))
+    record: dict[str, Any]
+    if what is Timed.train:
+        from leaf.speed.training import time_training
+        from leaf.student.step import Engine
+
+        engine = Engine(compile=not (no_compile or eager), graphs=not eager)
+        record = time_training(
+            shape, dim=dim or 768, batch_size=batch_size, steps=steps, rounds=rounds, device=device, engine=engine
+        )
+    else:
+        from leaf.speed.embedding import time_embedding
+
+        record = time_embedding(shape, num_texts=num_texts, batch_size=batch_size, rounds=rounds, device=device)
+    if out is not None:
+        from leaf.files import write_json
+
+        write_json(out / f"{what}-{record['settings']['device'].partition(':')[0]}.json", record)
+    if as_json:
+        _print_json(record)
+    else:
+        stdout.print(result_table(record))
+
+
+@app.command()
 def recipes(
     name: Annotated[
         str | None, typer.Argument(metavar="RECIPE", help="Print this recipe whole, to start one of your own from.")
@@ -335,10 +446,12 @@ def _recipe(name: str, limit: int | None, teacher: str | None, settings: list[st
     return override_teacher(recipe, teacher) if teacher else recipe
 
 
-def _pipeline(recipe: "Recipe", out: Path | None, device: str | None = None) -> "AbstractContextManager[Pipeline]":
+def _pipeline(
+    recipe: "Recipe", out: Path | None, device: str | None = None, **options: Any
+) -> "AbstractContextManager[Pipeline]":
     from leaf.pipeline import Pipeline
 
-    return Pipeline(recipe, out, device=device).open()
+    return Pipeline(recipe, out, device=device, **options).open()
 
 
 def _lines(file: Path) -> list[str]:

@@ -14,7 +14,7 @@ Which encoders can do this is not a list of names: `can_pack` tries it, against 
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -27,6 +27,8 @@ from transformers.masking_utils import AttentionMaskInterface
 ATTENTION = "leaf_packed"
 #: Tokens of a batch as a model reads them: tensors, and facts about them that stay on the host.
 Features = dict[str, Any]
+#: (start, count, length) of consecutive texts of one length.
+Runs: TypeAlias = Sequence[tuple[int, int, int]]
 #: Largest difference of token states at which the packed path counts as equal to the padded one, both in float32.
 PROBE_TOLERANCE = 1e-4
 
@@ -143,7 +145,7 @@ def can_pack(backbone: Any) -> bool:
     return bool(torch.allclose(states, expected, atol=PROBE_TOLERANCE, rtol=PROBE_TOLERANCE))
 
 
-def _runs(lengths: NDArray[np.int64], starts: NDArray[np.int64]) -> tuple[tuple[int, int, int], ...]:
+def _runs(lengths: NDArray[np.int64], starts: NDArray[np.int64]) -> Runs:
     """(start, count, length) of every maximal run of consecutive texts of one length."""
     first = np.flatnonzero(np.diff(lengths, prepend=-1))
     counts = np.diff(first, append=len(lengths))
@@ -159,7 +161,7 @@ def _attention(
     *,
     cu_seqlens: Tensor,
     max_length: int,
-    runs: Sequence[tuple[int, int, int]],
+    runs: Runs,
     scaling: float | None = None,
     sliding_window: int | None = None,
     **_: Any,
@@ -203,7 +205,7 @@ class _RunAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, query: Tensor, key: Tensor, value: Tensor, runs: Sequence[tuple[int, int, int]], scale: float, window: int
+        ctx: Any, query: Tensor, key: Tensor, value: Tensor, runs: Runs, scale: float, window: int
     ) -> Tensor:  # fmt: skip
         mixed = torch.empty_like(query, memory_format=torch.contiguous_format)
         weights = []

@@ -25,7 +25,7 @@ from leaf.evaluation.evaluate import VectorCache, evaluate_all
 from leaf.evaluation.examples import examples
 from leaf.files import write_json
 from leaf.loading import load
-from leaf.progress import say
+from leaf.progress import console, say
 from leaf.provenance import provenance
 from leaf.recipe import Recipe
 from leaf.recipe import Student as StudentSettings
@@ -33,8 +33,11 @@ from leaf.run import Run, Stage, difference, read_manifest
 from leaf.runtime.speed import query_latency
 from leaf.space import NUM_CANARIES, Space, canary_error
 from leaf.student.data import Examples, build_examples
+from leaf.student.distributed import World, join
+from leaf.student.metrics import check_trackers
 from leaf.student.model import Student, build_student
-from leaf.student.train import start_head, train
+from leaf.student.step import Engine
+from leaf.student.train import FAST, start_head, train
 from leaf.teacher.cache import read_vectors
 from leaf.teacher.embed import cache_folder, cache_key, embed
 from leaf.teacher.model import SentenceTransformerEncoder
@@ -44,6 +47,8 @@ from leaf.texts.sources import identity as source_identity
 
 #: Queries timed for the report, one at a time.
 TIMED_QUERIES = 100
+#: Training settings that do not change the student.
+NOT_IN_FINGERPRINT = {"checkpoint_minutes", "keep_checkpoints", "trackers"}
 
 
 def distill(
@@ -52,33 +57,52 @@ def distill(
     *,
     overrides: Sequence[str] = (),
     device: str | None = None,
+    engine: Engine = FAST,
 ) -> dict[str, Any]:
     """Runs every stage of `recipe` in the folder `out` and returns the report; run again, it goes on where it stopped.
 
     `recipe` is a `Recipe`, the name of one that ships, or a TOML file; `overrides` are `table.field=value` settings.
-    `out` defaults to `runs/<recipe name>`; `device` to a GPU where there is one. Raises `LeafError` for anything the
-    caller can fix: a bad recipe, missing texts, another recipe's folder, an unreachable model.
+    `out` defaults to `runs/<recipe name>`; `device` to a GPU where there is one; `engine` says how steps are executed.
+    Raises `LeafError` for anything the caller can fix: a bad recipe, missing texts, another recipe's folder, an
+    unreachable model.
     """
     if not isinstance(recipe, Recipe):
         recipe = Recipe.load(recipe, overrides)
-    with Pipeline(recipe, out, device=device).open() as pipeline:
+    with Pipeline(recipe, out, device=device, engine=engine).open() as pipeline:
         return pipeline.distill()
 
 
 class Pipeline:
     """One recipe in one run folder. The methods are the stages, in order; call them inside `with pipeline.open():`."""
 
-    def __init__(self, recipe: Recipe, out: str | Path | None = None, *, device: str | None = None) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        out: str | Path | None = None,
+        *,
+        device: str | None = None,
+        engine: Engine = FAST,
+        profile: bool = False,
+    ) -> None:
         self.recipe = recipe
         self.run = Run(Path(out) if out is not None else Path("runs") / recipe.name)
         self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        self.engine, self.profile = engine, profile
+        self.world = World()
 
     @contextmanager
     def open(self) -> Iterator[Self]:
-        """Keeps other writers and other recipes out of the run folder."""
-        with self.run.lock():
-            self.run.claim(self.recipe)
-            yield self
+        """Keeps other writers and other recipes out of the run folder; meets the processes that torchrun started."""
+        with join(self.device) as (self.world, self.device):
+            if not self.world.is_main:  # the main process holds the lock for all, and talks for all
+                console.quiet = True
+                self.world.wait()
+                yield self
+                return
+            with self.run.lock():
+                self.run.claim(self.recipe)
+                self.world.wait()
+                yield self
 
     def distill(self) -> dict[str, Any]:
         """Runs every stage; returns the report."""
@@ -90,6 +114,7 @@ class Pipeline:
 
     def texts(self) -> dict[str, Any]:
         """Reads the sources into shards, with a held-out split."""
+        self._alone("texts")
         sources = [source_identity(source) for source in self.recipe.texts]
         stage = self.run.stage("texts", {"texts": sources, "prepare": self.recipe.prepare.model_dump(mode="json")})
         if (manifest := stage.manifest) is not None:
@@ -98,6 +123,7 @@ class Pipeline:
 
     def embed(self) -> dict[str, Any]:
         """Fills the cache of teacher vectors."""
+        self._alone("embed")
         texts = self._finished("texts")
         stage = self._embed_stage
         if (manifest := stage.manifest) is not None:
@@ -114,12 +140,17 @@ class Pipeline:
 
     def train(self) -> dict[str, dict[str, Any]]:
         """Trains every student of the recipe; returns their manifests by name."""
+        for student in self.recipe.students:
+            check_trackers(self.recipe.train_of(student).trackers)
         manifests = {student.name: self._train_student(student) for student in self.recipe.students}
-        self._clear_checkpoints()
+        self.world.wait()
+        if self.world.is_main:
+            self._clear_checkpoints()
         return manifests
 
     def evaluate(self) -> dict[str, Any]:
         """Scores teacher, students and BM25 on the recipe's data, times a query, answers the example queries."""
+        self._alone("evaluate")
         students = {student.name: self._finished(student.name) for student in self.recipe.students}
         loaded = [datasets.load(self._data_path(each)) for each in self.recipe.evaluate.data]
         stage = self.run.stage(
@@ -201,6 +232,10 @@ class Pipeline:
             raise LeafError(f"{self.run.folder / stage} is not complete; run `leaf {verb}` with this recipe first")
         return manifest
 
+    def _alone(self, stage: str) -> None:
+        if self.world.size > 1:
+            raise LeafError(f"`leaf {stage}` is one process's work; under torchrun run `leaf train`")
+
     def _held_out(self) -> Shard:
         return read_shard(self.run.folder / "texts" / self._finished("texts")["held_out"]["file"])
 
@@ -218,7 +253,7 @@ class Pipeline:
             {
                 "embeddings": embeddings["fingerprint"],
                 "student": settings.model_dump(mode="json", exclude={"train"}),
-                "train": train_settings.model_dump(mode="json", exclude={"checkpoint_minutes", "keep_checkpoints"}),
+                "train": train_settings.model_dump(mode="json", exclude=NOT_IN_FINGERPRINT),
             },
         )
         if (manifest := stage.manifest) is not None:
@@ -234,9 +269,13 @@ class Pipeline:
             seed=train_settings.seed,
         )
         scratch = self.run.folder / "checkpoints" / "cache" / embeddings["fingerprint"][:16]
+        if not self.world.is_main:
+            self.world.wait()  # until the main process has built what is only mapped here
         examples, held_out = (
             self._examples(student, shards, scratch) for shards in (texts["shards"], [texts["held_out"]])
         )
+        if self.world.is_main:
+            self.world.wait()
         checkpoints = self._checkpoints(stage)
         resumes = (checkpoints / "resume.pt").exists()  # then the head comes with the other weights
         start_head(student, examples, 0 if resumes else settings.ridge_texts, self.device)
@@ -256,9 +295,14 @@ class Pipeline:
             train_settings,
             checkpoints,
             device=self.device,
+            engine=self.engine,
+            world=self.world,
             label=f"training {settings.name}",
+            trace=self.run.folder / "profile" / f"{settings.name}.json.gz" if self.profile else None,
             on_epoch=keep,
         )
+        if not self.world.is_main:
+            return {}
         self._publish(stage, student, checkpoints / "metrics.jsonl")
         if outcome.best_epoch != outcome.epochs:
             student.load_state_dict(outcome.last_weights)
@@ -289,7 +333,8 @@ class Pipeline:
                 f"{folder} holds resume points of other inputs ({difference(known, stage.inputs)}); delete that folder "
                 "to train this student from the start"
             )
-        write_json(owner, stage.inputs)
+        if self.world.is_main:
+            write_json(owner, stage.inputs)
         return folder
 
     def _clear_checkpoints(self) -> None:

@@ -19,7 +19,8 @@ from leaf.encoder import Role
 from leaf.errors import LeafError
 from leaf.files import digest, file_digest
 
-_ROLES: tuple[Role, ...] = ("query", "document")
+#: In the order in which they are tokenised.
+ROLES: tuple[Role, ...] = ("query", "document")
 #: What tokenizers disagree about: nothing, case, accents, other scripts, line ends and unknown characters.
 _PROBES = ("", "Plain words, 12.5 of them.", "ÀÉÎ œuvre ﬁn İ", "漢字 कखग ру́сский", "  a\r\n\tb\u200b\x00c ", "👩‍🚀")
 
@@ -59,7 +60,7 @@ class Tokenizer:
         # Sentence Transformers takes seconds to import, and readers of this file's types do not need it.
         from sentence_transformers.sentence_transformer.modules import StaticEmbedding, Transformer
 
-        self.prompts = {role: prompts.get(role) or "" for role in _ROLES}
+        self.prompts = {role: prompts.get(role) or "" for role in ROLES}
         self.is_table = isinstance(first, StaticEmbedding)
         self._first, self._backend, self._split_special = first, None, False
         if self.is_table and type(first).preprocess is StaticEmbedding.preprocess:

@@ -2,39 +2,38 @@
 
 Texts are tokenised once, however many epochs follow. Token ids lie end to end in one array, `offsets[i]:offsets[i + 1]`
 being text i; targets are one `[n, dim]` array in the dtype of the cache. Files are written through `write`, not
-through a memory map, so that a full disk is an error and not a crash.
+through a memory map, so that a full disk is an error and not a crash. Random rows are read through the file as well:
+a touched page of a map counts as resident together with its neighbours, which on a recent Linux are 2 MiB for a row of
+768 bytes, so that a few batches of a large corpus would fill the memory.
 """
 
 import json
 import mmap
 import os
-from collections import deque
+import weakref
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import DTypeLike, NDArray
 
-from leaf.encoder import Role
+from leaf.ahead import ahead
 from leaf.errors import LeafError
 from leaf.files import atomic_path, digest, write_json
 from leaf.progress import progress
 from leaf.teacher.cache import read_vectors
 from leaf.texts.shards import Shard
-from leaf.tokens import Tokenizer, Tokens
+from leaf.tokens import ROLES, Tokenizer, Tokens
 
 #: Texts tokenised in one call; large enough for the tokenizer's own threads to be busy.
 TOKENIZE_ROWS = 2048
 #: Batches of texts that are read, and that are tokenised, before they are asked for.
 AHEAD = 2
-
-_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -58,38 +57,70 @@ class Examples:
         np.subtract(self.offsets[1:], self.offsets[:-1], out=lengths, casting="same_kind")
         return lengths
 
-    def texts(self, rows: NDArray[np.integer]) -> list[NDArray[Any]]:
-        """The token ids of the texts `rows`, as views."""
-        ends = zip(self.offsets[rows].tolist(), self.offsets[rows + 1].tolist(), strict=True)
-        return [self.tokens[start:end] for start, end in ends]
-
     def gather(self, rows: NDArray[np.integer]) -> tuple[NDArray[Any], NDArray[np.int32]]:
         """Token ids of the texts `rows` end to end, in the dtype stored, and the tokens of each, `[len(rows)]`."""
-        return np.concatenate(self.texts(rows)), self.lengths[rows]
+        lengths = self.lengths[rows]
+        return self._token_pieces.read(self.offsets[rows], lengths), lengths
 
     def batch_targets(self, rows: NDArray[np.integer]) -> NDArray[Any]:
         """The teacher's vectors of the texts `rows`, `[len(rows), dim]`, a copy in the dtype stored."""
-        return self.targets[rows]
+        dim = self.targets.shape[1]
+        return self._target_pieces.read(rows.astype(np.int64) * dim, np.full(len(rows), dim)).reshape(-1, dim)
 
     def release(self) -> None:
-        """Gives the memory of all pages read so far back to the system; reading them again is all it costs.
+        """Gives the memory of all mapped pages touched so far back to the system; they can be read again.
 
-        Mapped pages count as resident once touched, and Linux maps the 64 KiB around each: a loop over random rows that
-        never called this would in the end hold the whole store. Does nothing for arrays in memory, or on Windows.
+        What `gather` and `batch_targets` touch is the offsets, 8 bytes a text. A pass over `targets` itself touches
+        all of it. Does nothing for arrays in memory, or on Windows.
         """
         if hasattr(mmap, "MADV_DONTNEED"):
-            for mapped in filter(None, map(_mapping, (self.tokens, self.offsets, self.targets))):
-                mapped.madvise(mmap.MADV_DONTNEED)
+            for array in (self.tokens, self.offsets, self.targets):
+                if (mapped := _memmap(array)) is not None:
+                    mapped.base.madvise(mmap.MADV_DONTNEED)
+
+    @cached_property
+    def _token_pieces(self) -> "_Pieces":
+        return _Pieces(self.tokens)
+
+    @cached_property
+    def _target_pieces(self) -> "_Pieces":
+        return _Pieces(self.targets)
+
+
+class _Pieces:
+    """Random pieces of an array: of a mapped one read through its file, of any other (and on Windows) copied."""
+
+    def __init__(self, array: NDArray[Any]) -> None:
+        self._flat, self._file, self._mapped = array.reshape(-1), -1, _memmap(array)
+        if self._mapped is not None and hasattr(os, "preadv"):
+            self._file = os.open(self._mapped.filename, os.O_RDONLY)
+            weakref.finalize(self, os.close, self._file)
+
+    def read(self, starts: NDArray[np.integer], lengths: NDArray[np.integer]) -> NDArray[Any]:
+        """`flat[start : start + length]` of each, end to end."""
+        ends = np.cumsum(lengths, dtype=np.int64)
+        out = np.empty(int(ends[-1]) if len(ends) else 0, dtype=self._flat.dtype)
+        done = 0
+        for start, end in zip(starts.tolist(), ends.tolist(), strict=True):
+            piece = out[done:end]
+            if self._file < 0:
+                piece[:] = self._flat[start : start + end - done]
+            # The kernel sees single small reads and fetches the pages of the row alone; the map would fetch the
+            # read-ahead window around each, MiBs for a row where the corpus does not fit in memory.
+            elif os.preadv(self._file, [piece.data], self._mapped.offset + start * out.itemsize) != piece.nbytes:
+                path = Path(self._mapped.filename)
+                raise LeafError(f"{path} became shorter while it was read; delete {path.parent} and run again")
+            done = end
+        return out
 
 
 def open_examples(folder: Path, targets: Path) -> Examples:
     """The store whose tokens are in `folder` and whose targets are the file `targets`, memory-mapped."""
     header = json.loads((folder / "tokens.json").read_text(encoding="utf-8"))
-    # Plain views of the maps: a slice of an `np.memmap` is another one, and takes ten times as long to make.
     return Examples(
-        tokens=np.asarray(np.memmap(folder / "tokens.bin", dtype=header["dtype"], mode="r")).view(np.ndarray),
-        offsets=np.load(folder / "offsets.npy", mmap_mode="r").view(np.ndarray),
-        targets=np.load(targets, mmap_mode="r").view(np.ndarray),
+        tokens=np.memmap(folder / "tokens.bin", dtype=header["dtype"], mode="r"),
+        offsets=np.load(folder / "offsets.npy", mmap_mode="r"),
+        targets=np.load(targets, mmap_mode="r"),
     )
 
 
@@ -124,7 +155,7 @@ def _write_targets(path: Path, parts: Sequence[Path], rows: int) -> None:
     written = 0
     with atomic_path(path) as temporary, open(temporary, "wb") as file:
         _write_header(file, dtype, (rows, first[0].shape[1]))
-        for vectors in _ahead(vectors for part in parts for vectors in read_vectors(part)):
+        for vectors in ahead((vectors for part in parts for vectors in read_vectors(part)), AHEAD):
             file.write(np.ascontiguousarray(vectors, dtype=dtype).data)
             written += len(vectors)
         if written != rows:
@@ -137,8 +168,8 @@ def _write_targets(path: Path, parts: Sequence[Path], rows: int) -> None:
 def _write_tokens(folder: Path, shards: Sequence[Path], rows: int, tokenizer: Tokenizer, vocabulary_size: int) -> None:
     dtype = np.dtype(np.uint16 if vocabulary_size <= 1 << 16 else np.uint32)
     # Reading, tokenising and writing each have a thread; the tokenizer spreads its share over all cores.
-    batches = _ahead(batch for path in shards for batch in _read_texts(path))
-    tokenised = _ahead(_tokenize_kinds(batch, tokenizer) for batch in batches)
+    batches = ahead((batch for path in shards for batch in _read_texts(path)), AHEAD)
+    tokenised = ahead((_tokenize_kinds(batch, tokenizer) for batch in batches), AHEAD)
     written = end = 0
     with (
         progress("tokenising", rows) as bar,
@@ -173,7 +204,10 @@ def _read_texts(path: Path) -> Iterator[Shard]:
     try:
         with pq.ParquetFile(path) as file:
             for batch in file.iter_batches(TOKENIZE_ROWS, columns=["text", "kind"]):
-                yield Shard(batch["text"].to_pylist(), batch["kind"].to_pylist())
+                shard = Shard(batch["text"].to_pylist(), batch["kind"].to_pylist())
+                if unknown := set(shard.kinds).difference(ROLES):
+                    raise KeyError(f"no kind {unknown.pop()!r}")
+                yield shard
     except (OSError, KeyError, UnicodeDecodeError, pa.ArrowException) as error:
         problem = str(error).partition("\n")[0]
         raise LeafError(f"{path} is damaged ({problem}); delete {path.parent} and run again") from error
@@ -184,8 +218,7 @@ def _tokenize_kinds(shard: Shard, tokenizer: Tokenizer) -> Tokens:
     kinds = np.array(shard.kinds)
     lengths = np.zeros(len(kinds), dtype=np.int64)
     parts: list[tuple[NDArray[np.int64], Tokens]] = []
-    roles: tuple[Role, ...] = ("query", "document")
-    for role in roles:
+    for role in ROLES:
         rows = np.flatnonzero(kinds == role)
         tokens = tokenizer([shard.texts[row] for row in rows], role)
         lengths[rows] = tokens.lengths
@@ -199,22 +232,12 @@ def _tokenize_kinds(shard: Shard, tokenizer: Tokenizer) -> Tokens:
     return Tokens(ids, lengths)
 
 
-def _ahead(items: Iterator[_T]) -> Iterator[_T]:
-    """The same items, made up to `AHEAD` items early in a thread of their own."""
-    with ThreadPoolExecutor(1) as thread:
-        waiting = deque(thread.submit(next, items, None) for _ in range(AHEAD))
-        while (item := waiting.popleft().result()) is not None:
-            waiting.append(thread.submit(next, items, None))
-            yield item
-
-
 def _write_header(file: BinaryIO, dtype: DTypeLike, shape: tuple[int, ...]) -> None:
     descr = np.lib.format.dtype_to_descr(np.dtype(dtype))
     np.lib.format.write_array_header_2_0(file, {"descr": descr, "fortran_order": False, "shape": shape})
 
 
-def _mapping(array: NDArray[Any]) -> mmap.mmap | None:
-    base: Any = array
-    while isinstance(base, np.ndarray):
-        base = base.base
-    return base if isinstance(base, mmap.mmap) else None
+def _memmap(array: NDArray[Any]) -> Any:
+    """`array` if it maps a file, else None; a slice of a map is None too, since it does not know where it begins."""
+    base: Any = array.base
+    return array if isinstance(array, np.memmap) and isinstance(base, mmap.mmap) else None

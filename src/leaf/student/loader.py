@@ -1,10 +1,8 @@
 """Batches made ready ahead of the step, in a thread of their own: gathered, packed and, for a GPU, in pinned memory."""
 
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,17 +13,12 @@ from leaf.packed import Features, to_device
 from leaf.student.data import Examples
 from leaf.student.model import Student
 
-#: Batches kept ready. A step takes milliseconds, and a page fault of the memory-mapped store may take several.
-DEPTH = 8
 #: Batches between two times that the store gives touched pages back.
 RELEASE_EVERY = 256
 #: Share of a GPU's free memory that the targets may take to live there instead of travelling with every batch.
 RESIDENT_SHARE = 0.4
 #: Rows copied to the GPU at a time.
 COPY_ROWS = 1 << 16
-
-T = TypeVar("T")
-U = TypeVar("U")
 
 
 @dataclass(frozen=True)
@@ -91,7 +84,7 @@ class Loader:
         if self._on_gpu and "runs" in features:
             # Facts that compiled code would be made anew for. Flash attention asks for a bound and reads no runs.
             features = {**features, "max_length": self._longest, "runs": ()}
-        targets = torch.from_numpy(rows if self._resident is not None else self._examples.targets[rows])
+        targets = torch.from_numpy(rows if self._resident is not None else self._examples.batch_targets(rows))
         if self._on_gpu:
             features = {
                 name: each.pin_memory() if isinstance(each, Tensor) else each for name, each in features.items()
@@ -123,22 +116,6 @@ class Loader:
         return gap // count + (np.arange(count) < gap % count)
 
 
-def ahead(make: Callable[[T], U], items: Iterable[T], depth: int = DEPTH) -> Iterator[U]:
-    """`make` of every item, in order, computed up to `depth` items ahead in a thread."""
-    with ThreadPoolExecutor(1, thread_name_prefix="loader") as thread:
-        waiting: deque[Future[U]] = deque()
-        try:
-            for item in items:
-                waiting.append(thread.submit(make, item))
-                if len(waiting) > depth:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        finally:
-            for future in waiting:
-                future.cancel()
-
-
 def _resident(examples: Examples, device: str) -> Tensor | None:
     free, _ = torch.cuda.mem_get_info(device)
     targets: NDArray[Any] = examples.targets
@@ -147,4 +124,5 @@ def _resident(examples: Examples, device: str) -> Tensor | None:
     resident = torch.empty(targets.shape, dtype=torch.from_numpy(targets[:1].copy()).dtype, device=device)
     for start in range(0, len(targets), COPY_ROWS):
         resident[start : start + COPY_ROWS] = torch.from_numpy(np.ascontiguousarray(targets[start : start + COPY_ROWS]))
+        examples.release()
     return resident

@@ -13,7 +13,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 from sentence_transformers import SentenceTransformer
@@ -257,7 +256,8 @@ def build_student(
             pick_layers(transformer.auto_model, settings.layers)
         if getattr(transformer.auto_model, "pooler", None) is not None:
             transformer.auto_model.pooler = None  # read by nobody, and 590k parameters in a BERT-base
-        transformer.max_seq_length = limit
+        if limit is not None:  # None would not mean "no limit" to Sentence Transformers
+            transformer.max_seq_length = limit
         width = transformer.get_embedding_dimension()
         modules = [
             transformer,

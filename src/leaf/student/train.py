@@ -21,6 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from leaf.ahead import ahead
 from leaf.errors import LeafError, Stopped
 from leaf.hardware import native_bfloat16
 from leaf.packed import to_device
@@ -30,7 +31,7 @@ from leaf.student.batches import Batches, token_buckets
 from leaf.student.checkpoint import CheckpointWriter, TrainState, load_checkpoint
 from leaf.student.data import Examples
 from leaf.student.distributed import World
-from leaf.student.loader import Batch, Loader, ahead
+from leaf.student.loader import Batch, Loader
 from leaf.student.loss import distances
 from leaf.student.metrics import Metrics, Rates, gpu_memory_gb, open_trackers
 from leaf.student.model import Student
@@ -40,6 +41,8 @@ from leaf.student.step import Engine, Step
 
 #: Texts per forward pass where nothing is learned from them.
 EVALUATION_BATCH = 256
+#: Batches kept ready. A step takes milliseconds, and a page that the store has to fetch from disk may take several.
+BATCHES_AHEAD = 8
 #: Steps between two readings of the loss on a GPU: a reading waits for the device. On a CPU it is free.
 GPU_READ_EVERY = 50
 #: Lines in `metrics.jsonl` per epoch, besides the epoch's own.
@@ -197,7 +200,7 @@ class _Training:
         self.student.train(self.settings.dropout > 0)
         to_do = self.batches.epoch(epoch)[state.step % num_batches :]
         unread = 0
-        for slices in ahead(self._make, to_do):
+        for slices in ahead(map(self._make, to_do), BATCHES_AHEAD):
             lr = learning_rate(state.step, num_batches, self.settings)
             if self.settings.dropout:
                 torch.manual_seed((self.settings.seed << 32) + state.step * self.world.size + self.world.rank)
@@ -326,7 +329,7 @@ def start_head(student: Student, examples: Examples, num_texts: int, device: str
             bar.advance(len(batch))
     head = fit_head(
         torch.cat(features),
-        torch.from_numpy(examples.targets[rows]),
+        torch.from_numpy(examples.batch_targets(rows)),
         bias=student.is_table or student.head.bias is not None,
         normalise=student.normalises,
     )
@@ -344,7 +347,7 @@ def held_out_error(student: Student, held_out: Examples, device: str) -> float:
         for start in range(0, len(order), EVALUATION_BATCH):
             rows = order[start : start + EVALUATION_BATCH]
             vectors = student(to_device(student.collate(*held_out.gather(rows)), device))
-            targets = torch.from_numpy(held_out.targets[rows]).to(device)
+            targets = torch.from_numpy(held_out.batch_targets(rows)).to(device)
             total += distances(vectors, targets).double().sum().item()
     student.use_packing(packed)
     return total / len(held_out)

@@ -1,0 +1,172 @@
+"""docs/speed.md and its figure, from the records in results/speed/. No number is written here.
+
+write_page(Path("results/speed"), Path("docs"))
+"""
+
+import io
+import json
+import re
+import textwrap
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from xml.sax.saxutils import quoteattr
+
+from leaf.files import write_text
+from leaf.speed.record import NAMES, OURS, rate, rows
+
+#: What is timed: the heading, who takes part (their rows where there is no record), and how it is done.
+SECTIONS = {
+    "train": (
+        "One training step",
+        (OURS, "padded", "sentence_transformers"),
+        "Forward, backward and AdamW, on the same batches in the same order: `leaf train` itself, the loop one would "
+        "write with Transformers (texts tokenised beforehand, each batch padded to its longest, fused AdamW), and the "
+        "Sentence Transformers trainer with the same loss, which tokenises as it goes. No dropout anywhere. Before the "
+        "clock starts, all three must give the same loss on one batch.",
+    ),
+    "embed": (
+        "The teacher pass",
+        (OURS, "sentence_transformers", "sentence_transformers_float32"),
+        "Strings in, vectors out, tokenisation included: the encoder of `leaf embed` against "
+        "`SentenceTransformer.encode`, in the same compute dtype and in float32, its default. Both sort by length.",
+    ),
+}
+INTRODUCTION = (
+    "`leaf speed train` and `leaf speed embed` time leaf against what one would use instead, in one process on one "
+    "machine. The contestants take turns, so that a slow minute of the machine slows all of them; ratios are taken "
+    "within a round. Numbers are medians over rounds, with the least and the most in brackets. Models have random "
+    "weights. Texts are made up, with the lengths of the paper's training texts (its Table 1; what it leaves open is "
+    "assumed in [mix.py](../src/leaf/speed/mix.py)). Padding is the share of computed tokens that belong to no text."
+)
+COMMANDS = "pip install 'leaf[speed]'\nleaf speed train\nleaf speed embed"
+LAST = "With `--out results/speed` each writes its record, of which `python tests/test_docs.py` makes this page."
+DEVICES = {"cpu": "CPU", "cuda": "GPU"}
+INK = "#010203"
+COLOURS = {OURS: "#0f9d6b"}
+GREY = "#7c8792"
+STYLE: Any = {  # plain names here, literal types in matplotlib's stubs
+    "svg.fonttype": "none",
+    "svg.hashsalt": "leaf",
+    "font.size": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    **dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), INK),
+}
+THEME = "svg{color:#1d2320}@media(prefers-color-scheme:dark){svg{color:#e4e9e6}}"
+
+Records = Mapping[str, Mapping[str, Any]]
+
+
+def write_page(records: Path, docs: Path) -> None:
+    """Writes `speed.md` and `speed.svg` into the folder `docs`. The figure needs the extra `plot`."""
+    found = read_records(records)
+    write_text(docs / "speed.md", page(found))
+    write_text(docs / "speed.svg", figure(found))
+
+
+def read_records(folder: Path) -> dict[str, dict[str, Any]]:
+    """The records there are, by name: `train-cpu`, `train-cuda`, `embed-cpu`, `embed-cuda`."""
+    paths = (folder / f"{what}-{device}.json" for what in SECTIONS for device in DEVICES)
+    return {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in paths if path.is_file()}
+
+
+def page(records: Records) -> str:
+    """The page as Markdown."""
+    parts = ["# Speed", _wrap(INTRODUCTION), f"![{_alt(records)}](speed.svg)"]
+    for what, (heading, contestants, how) in SECTIONS.items():
+        table, notes = ["| on | | texts/s | tokens/s | padding | leaf's speed-up |", "|---|---|--:|--:|--:|--:|"], []
+        for device, name in DEVICES.items():
+            if record := records.get(f"{what}-{device}"):
+                table += [f"| {' | '.join((name, *row))} |" for row in rows(record)]
+                notes.append(_wrap(_note(record, name)))
+            else:
+                table += [f"| {name} | {NAMES[each]} | not yet measured | | | |" for each in contestants]
+        parts += [f"## {heading}", _wrap(how), "\n".join(table), *notes]
+    parts += ["## Again, on your machine", f"```\n{COMMANDS}\n```", _wrap(LAST)]
+    return "\n\n".join(parts) + "\n"
+
+
+def figure(records: Records) -> str:
+    """Texts a second as bars, a panel for each record, as SVG in the reader's light or dark mode."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    bars = sum(len(record["contestants"]) for record in records.values())
+    with matplotlib.rc_context(STYLE):
+        canvas = Figure(figsize=(6, 0.75 * len(records) + 0.36 * bars), layout="constrained")
+        heights = [len(record["contestants"]) + 1 for record in records.values()]
+        panels = canvas.subplots(len(records), 1, squeeze=False, height_ratios=heights)[:, 0]
+        for axes, (name, record) in zip(panels, records.items(), strict=True):
+            _panel(axes, name, record)
+        buffer = io.StringIO()
+        nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+        canvas.savefig(buffer, format="svg", transparent=True, metadata=nothing)
+    svg = buffer.getvalue()
+    svg = svg[svg.index("<svg") :].replace(INK, "currentColor").replace("*{", f"{THEME}svg *{{", 1)
+    svg = re.sub(r"[ \t]+$", "", svg, flags=re.MULTILINE)
+    return svg.replace("<svg", f'<svg role="img" aria-label={quoteattr(_alt(records))}', 1)
+
+
+def _panel(axes: Any, name: str, record: Mapping[str, Any]) -> None:
+    for row, (contestant, each) in enumerate(record["contestants"].items()):
+        texts = each["texts_per_second"]
+        reach = [[texts["median"] - texts["min"]], [texts["max"] - texts["median"]]]
+        axes.barh(
+            row,
+            texts["median"],
+            0.7,
+            color=COLOURS.get(contestant, GREY),
+            xerr=reach,
+            error_kw={"ecolor": INK, "elinewidth": 1.2, "capsize": 3},
+        )
+        axes.annotate(rate(texts["median"]), (texts["max"], row), (6, 0), textcoords="offset points", va="center")
+    count = len(record["contestants"])
+    highest = max(each["texts_per_second"]["max"] for each in record["contestants"].values())
+    axes.set_yticks(range(count), [NAMES[contestant] for contestant in record["contestants"]])
+    axes.set(xlim=(0, 1.15 * highest), ylim=(count - 0.5, -0.5))
+    axes.set_title(f"{_title(name)}, texts/s", loc="left", fontsize=10, fontweight="bold")
+    axes.tick_params(axis="y", length=0)
+
+
+def _title(name: str) -> str:
+    what, _, device = name.partition("-")
+    return f"{SECTIONS[what][0]}, {DEVICES[device]}"
+
+
+def _alt(records: Records) -> str:
+    """What the figure says, for those who do not see it."""
+    said = []
+    for name, record in records.items():
+        rates = (
+            f"{NAMES[each]} {rate(values['texts_per_second']['median'])}"
+            for each, values in record["contestants"].items()
+        )
+        said.append(f"{_title(name)}: {', '.join(rates)}")
+    return "Texts a second. " + "; ".join(said) + "."
+
+
+def _note(record: Mapping[str, Any], device: str) -> str:
+    """On what a record was made, and what shows that its contestants did the same work."""
+    settings, made_by = record["settings"], record["provenance"]
+    hardware, versions = made_by["hardware"], made_by["versions"]
+    machine = hardware["gpus"][0] if device == "GPU" else f"{hardware['cpu']}, {hardware['threads']} threads"
+    if record["what"] == "train":
+        losses = record["checks"]["first_loss"].values()
+        work = f"{settings['steps']} steps a round after {settings['warm_up']} of warm-up, {settings['dim']}-d targets"
+        check = f"before training, the losses of one batch lie {max(losses) - min(losses):.0e} apart"
+    else:
+        cosines = record["checks"]["min_cosine"].items()
+        work = f"{settings['texts']:,} texts a round"
+        check = "least cosine to leaf's vectors " + ", ".join(f"{value:.5f} ({NAMES[name]})" for name, value in cosines)
+    return (
+        f"{device}: {machine}; {settings['layers']} layers of width {settings['width']}, {settings['compute_dtype']}, "
+        f"batches of {settings['batch_size']}, texts of {settings['mean_tokens']:.0f} tokens on average and "
+        f"{settings['max_length']} at most; {settings['rounds']} rounds, {work}; {check}. torch {versions['torch']}, "
+        f"transformers {versions['transformers']}, sentence-transformers {versions['sentence-transformers']}; commit "
+        f"{made_by['commit']}, {made_by['time'][:10]}."
+    )
+
+
+def _wrap(paragraph: str) -> str:
+    return textwrap.fill(paragraph, 120, break_long_words=False, break_on_hyphens=False)
