@@ -1,10 +1,11 @@
-"""docs/paper.md and README.md name only what exists, and the map from the paper leaves nothing out."""
+"""The pages name only what exists, say what code and records say, and the map from the paper leaves nothing out."""
 
 import ast
 import io
 import json
 import re
 from pathlib import Path
+from xml.sax.saxutils import quoteattr
 
 import pytest
 import typer
@@ -13,9 +14,11 @@ from rich.console import Console
 from leaf import recipe
 from leaf.cli import app
 from leaf.report import print_summary
+from leaf.speed import page as speed
 
 ROOT = Path(__file__).parent.parent
 PAPER, REFERENCE, README = ROOT / "docs" / "paper.md", ROOT / "docs" / "recipe.md", ROOT / "README.md"
+SPEED, RECORDS = ROOT / "docs" / "speed.md", ROOT / "results" / "speed"
 LINK = re.compile(r"\[([^\]]+)\]\((?!https?:|#|mailto:)([^)\s#]+)[^)]*\)")
 #: Numbers of the paper: equations 1–12, tables 1–8, figures 1–12, listings 1–2, and sections with a method or a claim.
 COUNTS = {"Eq.": 12, "Table": 8, "Figure": 12, "Listing": 2}
@@ -145,6 +148,15 @@ def test_the_demo_output_in_the_readme_is_that_of_its_record():
     assert demo_block(README.read_text(encoding="utf-8"))[1] == printed_demo()
 
 
+def test_the_speed_page_and_its_figure_are_those_of_the_records():
+    records = speed.read_records(RECORDS)
+    assert SPEED.read_text(encoding="utf-8") == speed.page(records)
+    # The figure's words have all its numbers; its lines depend on matplotlib's release.
+    assert not records or f"aria-label={quoteattr(speed.alt(records))}" in SPEED.with_suffix(".svg").read_text(
+        encoding="utf-8"
+    )
+
+
 @pytest.mark.parametrize("label", NUMBERED + SECTIONS + APPENDICES)
 def test_everything_numbered_in_the_paper_has_a_row_that_says_where_it_is(label):
     what, where = rows(PAPER.read_text(encoding="utf-8"))[label]
@@ -152,7 +164,7 @@ def test_everything_numbered_in_the_paper_has_a_row_that_says_where_it_is(label)
     assert "not yet" in where or LINK.search(where) or code(where) or re.search(r"as (Table|Figure) \d", where)
 
 
-@pytest.mark.parametrize("page", [PAPER, README], ids=lambda page: page.name)
+@pytest.mark.parametrize("page", [PAPER, README, SPEED], ids=lambda page: page.name)
 def test_a_page_names_only_files_functions_commands_and_settings_that_exist(page):
     text = page.read_text(encoding="utf-8")
     wrong = [*wrong_links(page), *wrong_commands(text), *wrong_settings(text), *wrong_tree(text)]
@@ -175,3 +187,4 @@ if __name__ == "__main__":
     start, _, end = demo_block(README.read_text(encoding="utf-8"))
     README.write_text(start + printed_demo() + end, encoding="utf-8")
     REFERENCE.write_text(reference(), encoding="utf-8")
+    speed.write_page(RECORDS, SPEED.parent)

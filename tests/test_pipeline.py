@@ -1,5 +1,6 @@
 """One tiny recipe from texts to report, through the files it leaves and the processes that die on the way."""
 
+import gzip
 import json
 import os
 import signal
@@ -297,6 +298,30 @@ def test_two_processes_train_on_the_same_batches_as_one(finished, tmp_path):
         assert (manifests[name]["steps"], manifests[name]["epochs"]) == (one["steps"], one["epochs"])
         assert manifests[name]["error"] == pytest.approx(one["error"], rel=1e-3)
     assert not list(out.glob("checkpoints/**/resume.pt"))
+
+
+def test_a_profile_is_a_trace_of_the_steps_and_changes_no_weight(finished, tmp_path):
+    settings, plain, _ = finished
+    pipeline = Pipeline(settings, tmp_path / "out", device="cpu", profile=True)
+    with pipeline.open():
+        pipeline.texts()
+        pipeline.embed()
+        pipeline.train()
+    with gzip.open(tmp_path / "out" / "profile" / "student-2l.json.gz", "rt") as file:
+        names = [event.get("name", "") for event in json.load(file)["traceEvents"]]
+    assert sum(name.startswith("ProfilerStep") for name in names) == 5
+    assert any("mm" in name for name in names)
+    for name, value in weights(plain).items():
+        assert torch.equal(value, weights(tmp_path / "out")[name]), name
+
+
+def test_a_tracker_that_is_not_installed_is_named_before_any_training(tmp_path, teacher_folder, monkeypatch):
+    monkeypatch.setitem(sys.modules, "trackio", None)
+    settings = recipe(tmp_path, teacher_folder)
+    changed = settings.train.model_copy(update={"trackers": ("trackio",)})
+    pipeline = Pipeline(settings.model_copy(update={"train": changed}), tmp_path / "out", device="cpu")
+    with pytest.raises(LeafError, match=r"train\.trackers names 'trackio', which is not installed; pip install"):
+        pipeline.train()
 
 
 def test_a_batch_that_does_not_divide_among_processes_is_refused(tmp_path, teacher_folder):

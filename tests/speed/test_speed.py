@@ -3,10 +3,12 @@
 import importlib.util
 import json
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+import leaf
 from leaf import cli
 from leaf.errors import LeafError
 from leaf.speed import page
@@ -83,7 +85,7 @@ def test_ratios_are_taken_within_rounds():
 def test_the_page_shows_the_records_and_says_what_is_not_yet_measured():
     written = page.page({"train-cpu": made_up()})
     assert "| CPU | leaf | 90.0 (80.0–100) | 900 | 0 % |  |" in written
-    assert "| CPU | Transformers, padded | 35.0 (20.0–50.0) | 350 | 62 % | 3.00 × (2.00–4.00) |" in written
+    assert "| CPU | padded Transformers loop | 35.0 (20.0–50.0) | 350 | 62 % | 3.00 × (2.00–4.00) |" in written
     # Three of the GPU's training and three each of both devices' teacher pass.
     assert written.count("not yet measured") == 9
     assert "A CPU, 2 threads" in written
@@ -95,7 +97,7 @@ def test_the_figure_has_a_bar_for_each_contestant_and_the_same_bytes_twice():
     drawn = page.figure({"train-cpu": made_up()})
     assert drawn == page.figure({"train-cpu": made_up()})
     assert "Date" not in drawn
-    for words in ("Transformers, padded", "One training step, CPU", ">90.0<", ">35.0<"):
+    for words in ("padded Transformers loop", "One training step, CPU", ">90.0<", ">35.0<"):
         assert words in drawn
 
 
@@ -190,3 +192,9 @@ def test_an_option_of_the_other_timing_is_refused(monkeypatch, capsys, what, opt
     code, out, err = command_line(monkeypatch, capsys, what, *option)
     assert (code, out) == (2, "")
     assert f"{option[0]} says nothing about {what}" in err
+
+
+def test_nothing_but_the_command_line_imports_what_times():
+    source = Path(leaf.__file__).parent
+    others = [path for path in source.rglob("*.py") if path.parent != source / "speed"]
+    assert [path.name for path in others if "leaf.speed" in path.read_text(encoding="utf-8")] == ["cli.py"]

@@ -9,7 +9,7 @@ from leaf.recipe import Student as Settings
 from leaf.recipe import Train
 from leaf.student.data import Examples
 from leaf.student.model import Student, build_student
-from leaf.student.step import Step
+from leaf.student.step import Engine, Step
 from leaf.student.train import held_out_error, start_head, train
 from tiny import sentences
 
@@ -184,6 +184,38 @@ def test_bfloat16_reaches_nearly_the_error_of_float32(bert, tmp_path):
     rounded = run(tmp_path / "16", new_student(bert), SETTINGS.model_copy(update={"compute_dtype": "bfloat16"})).error
     assert rounded != exact
     assert rounded == pytest.approx(exact, rel=0.05)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("layers", [(0, 3), ()])
+@pytest.mark.parametrize("engine", [Engine(), Engine(compile=False), Engine(compile=False, graphs=False)])
+def test_compiled_captured_and_eager_steps_reach_the_same_error(bert, tmp_path, layers, engine):
+    settings = SETTINGS.model_copy(update={"compute_dtype": "bfloat16", "batch_size": 16})
+    on_cpu = run(tmp_path / "cpu", new_student(bert, layers), settings).error
+    on_gpu = run(tmp_path / "gpu", new_student(bert, layers), settings, device="cuda", engine=engine).error
+    assert on_gpu == pytest.approx(on_cpu, rel=0.02)
+
+
+@pytest.mark.gpu
+def test_a_resumed_deterministic_run_on_a_gpu_is_exact(bert, tmp_path, monkeypatch):
+    settings = SETTINGS.model_copy(update={"compute_dtype": "bfloat16", "checkpoint_minutes": 1e-9})
+    options = {"device": "cuda", "engine": Engine(deterministic=True)}
+    whole = run(tmp_path / "whole", new_student(bert), settings, **options)
+    real, calls = Step.run, []
+
+    def dies(*arguments):
+        real(*arguments)
+        calls.append(1)
+        if len(calls) == 15:
+            raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Step, "run", dies)
+        with pytest.raises(Killed):
+            run(tmp_path / "killed", new_student(bert), settings, **options)
+    resumed = run(tmp_path / "killed", new_student(bert), settings, **options)
+    for name, value in whole.last_weights.items():
+        assert torch.equal(value, resumed.last_weights[name]), name
 
 
 @pytest.mark.gpu

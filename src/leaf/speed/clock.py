@@ -33,6 +33,8 @@ class Stopwatch:
         """Waits for the device and stops."""
         self.seconds = self._now() - self._began
         self.gpu_memory_gb = gpu_memory_gb(self._device)
+        if self._on_gpu:
+            torch.cuda.reset_peak_memory_stats(self._device)  # the next contestant may not have a watch
 
     def _now(self) -> float:
         if self._on_gpu:

@@ -59,10 +59,11 @@ Records = Mapping[str, Mapping[str, Any]]
 
 
 def write_page(records: Path, docs: Path) -> None:
-    """Writes `speed.md` and `speed.svg` into the folder `docs`. The figure needs the extra `plot`."""
+    """Writes `speed.md` and, where there is a record, `speed.svg` into the folder `docs`. Needs the extra `plot`."""
     found = read_records(records)
     write_text(docs / "speed.md", page(found))
-    write_text(docs / "speed.svg", figure(found))
+    if found:
+        write_text(docs / "speed.svg", figure(found))
 
 
 def read_records(folder: Path) -> dict[str, dict[str, Any]]:
@@ -73,7 +74,7 @@ def read_records(folder: Path) -> dict[str, dict[str, Any]]:
 
 def page(records: Records) -> str:
     """The page as Markdown."""
-    parts = ["# Speed", _wrap(INTRODUCTION), f"![{_alt(records)}](speed.svg)"]
+    parts = ["# Speed", _wrap(INTRODUCTION), *([f"![{alt(records)}](speed.svg)"] if records else [])]
     for what, (heading, contestants, how) in SECTIONS.items():
         table, notes = ["| on | | texts/s | tokens/s | padding | leaf's speed-up |", "|---|---|--:|--:|--:|--:|"], []
         for device, name in DEVICES.items():
@@ -105,7 +106,7 @@ def figure(records: Records) -> str:
     svg = buffer.getvalue()
     svg = svg[svg.index("<svg") :].replace(INK, "currentColor").replace("*{", f"{THEME}svg *{{", 1)
     svg = re.sub(r"[ \t]+$", "", svg, flags=re.MULTILINE)
-    return svg.replace("<svg", f'<svg role="img" aria-label={quoteattr(_alt(records))}', 1)
+    return svg.replace("<svg", f'<svg role="img" aria-label={quoteattr(alt(records))}', 1)
 
 
 def _panel(axes: Any, name: str, record: Mapping[str, Any]) -> None:
@@ -134,7 +135,7 @@ def _title(name: str) -> str:
     return f"{SECTIONS[what][0]}, {DEVICES[device]}"
 
 
-def _alt(records: Records) -> str:
+def alt(records: Records) -> str:
     """What the figure says, for those who do not see it."""
     said = []
     for name, record in records.items():

@@ -15,9 +15,9 @@ OURS = "leaf"
 #: What a contestant is called where people read it.
 NAMES = {
     OURS: "leaf",
-    "padded": "Transformers, padded",
+    "padded": "padded Transformers loop",
     "sentence_transformers": "Sentence Transformers",
-    "sentence_transformers_float32": "Sentence Transformers, float32",
+    "sentence_transformers_float32": "Sentence Transformers (float32)",
 }
 
 

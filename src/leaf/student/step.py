@@ -76,6 +76,7 @@ class Step:
 
     def compile(self) -> None:
         """Compiles the loss; it happens when a shape is first seen."""
+        torch.compiler.reset()  # or the shapes of an earlier student would count towards the limit on recompiling
         # Graphs need fixed shapes, and kernels made for one shape are the faster ones.
         self._loss_of = torch.compile(self._loss, dynamic=False)
 
