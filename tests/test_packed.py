@@ -19,6 +19,7 @@ from transformers import (
 )
 
 from leaf.packed import (
+    _varlen,
     can_pack,
     first_position,
     pack,
@@ -163,6 +164,18 @@ def test_the_probe_refuses_an_encoder_that_ignores_positions():
 
     torch.manual_seed(0)
     assert not can_pack(Deaf(BertConfig(**SMALL), add_pooling_layer=False).eval())
+
+
+@pytest.mark.parametrize("window", [-1, 8])
+def test_the_attention_of_a_gpu_takes_our_arguments_forward_and_backward(window):
+    """On the meta device, which computes shapes and dtypes alone: no GPU is needed to find a wrong call."""
+    states = [torch.empty(28, 3, 8, device="meta", dtype=torch.bfloat16, requires_grad=True) for _ in range(3)]
+    bounds = torch.empty(4, device="meta", dtype=torch.int32)
+    mixed = _varlen(*states, bounds, 20, 8**-0.5, window)
+    assert (mixed.shape, mixed.dtype) == (states[0].shape, torch.bfloat16)
+    mixed.sum().backward()
+    assert all(each.grad.shape == each.shape for each in states)
+    assert _varlen(*(each.float() for each in states), bounds, 20, 0.5, window).dtype == torch.float32
 
 
 @pytest.mark.gpu

@@ -45,8 +45,10 @@ class CheckpointWriter:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: object, *_: object) -> None:
         self._thread.shutdown()
+        if kind is None:
+            self.wait()
 
     def save(self, state: TrainState, model: dict[str, Tensor], optimizer: dict[str, Any]) -> None:
         """Copies everything to host memory and returns; a process killed meanwhile leaves the resume point before.

@@ -75,7 +75,7 @@ class Loader:
         """The texts `rows`, shortest first: the order within a batch is free, and equal lengths are best together."""
         rows = rows[np.argsort(self._examples.lengths[rows], kind="stable")]
         ids, lengths = self._examples.gather(rows)
-        num_tokens, bucket = len(ids), self._bucket(len(ids))
+        num_tokens, bucket = len(ids), self.bucket(len(ids))
         if bucket is not None:
             dummies = self._dummies(bucket, bucket - num_tokens)
             ids = np.concatenate([ids, np.zeros(bucket - num_tokens, dtype=ids.dtype)])
@@ -99,7 +99,8 @@ class Loader:
         """The teacher's vectors `[n, d]` of a batch that is on the device."""
         return batch.targets if self._resident is None else self._resident.index_select(0, batch.targets)
 
-    def _bucket(self, num_tokens: int) -> int | None:
+    def bucket(self, num_tokens: int) -> int | None:
+        """The bucket of a batch of so many tokens; None for a batch that is larger than all, or padded."""
         if not self._student.packed:
             return None
         # The dummy texts have at least one token each.

@@ -92,15 +92,16 @@ def train(
     with the student as it is then, in the main process. Raises `LeafError` when the loss is not finite, before the
     optimizer has moved, and `Stopped` after SIGTERM, when a resume point has been written.
     """
-    training = _Training(student, examples, held_out, settings, folder, device, engine, world)
-    with training.open(label, trace):
-        training.begin()
-        while training.epoch < training.epochs:
-            training.run_epoch()
-            training.end_epoch()
-            if on_epoch and world.is_main:
-                on_epoch(training.epoch)
-            training.save()
+    with _deterministic_kernels(engine.deterministic):
+        training = _Training(student, examples, held_out, settings, folder, device, engine, world)
+        with training.open(label, trace):
+            training.begin()
+            while training.epoch < training.epochs:
+                training.run_epoch()
+                training.end_epoch()
+                if on_epoch and world.is_main:
+                    on_epoch(training.epoch)
+                training.save()
     return training.outcome()
 
 
@@ -128,8 +129,6 @@ class _Training:
                 f"(train.accumulation) in {world.size} processes; make it a multiple of "
                 f"{settings.accumulation * world.size}"
             )
-        if engine.deterministic:
-            _use_deterministic_kernels()
         on_gpu, dtype = device.startswith("cuda"), compute_dtype(settings.compute_dtype, device)
         student.to(device)
         _set_dropout(student, settings.dropout)
@@ -145,14 +144,15 @@ class _Training:
         # Flash attention computes in 16 bits only, so a float32 run on a GPU is padded.
         student.use_packing(not on_gpu or dtype == torch.bfloat16)
         fixed_shapes = on_gpu and student.packed and (engine.compile or engine.graphs)
-        sizes = [examples.lengths[part].sum() for rows in self.batches.epoch(0) for part in self._slices(rows)]
-        buckets = token_buckets(np.array(sizes), NUM_BUCKETS) if fixed_shapes else ()
-        self.loader = Loader(student, examples, device, buckets)
+        slices = self.batches.epoch(0).reshape(-1, settings.batch_size // (settings.accumulation * world.size))
+        totals = examples.lengths[slices].sum(axis=1)
+        self.loader = Loader(student, examples, device, token_buckets(totals, NUM_BUCKETS) if fixed_shapes else ())
         self.step = Step(student, self.optimizer, self.loader, settings, dtype, device, world)
         if fixed_shapes and engine.compile:
             self.step.compile()
         if fixed_shapes and engine.graphs:
-            self.step.capture(self._one_batch_per_bucket())
+            one_per_bucket = {self.loader.bucket(int(total)): rows for rows, total in zip(slices, totals, strict=True)}
+            self.step.capture([self.loader.batch(rows) for bucket, rows in one_per_bucket.items() if bucket])
         self.read_every = GPU_READ_EVERY if on_gpu else 1
         self.line_every = max(1, self.batches.num_batches // LINES_PER_EPOCH)
         self.rates = Rates()
@@ -189,7 +189,7 @@ class _Training:
     def begin(self) -> None:
         """Before the first step: the error that training starts from."""
         if self.state.step == 0:
-            self.error = held_out_error(self.student, self.held_out, self.device)
+            self._evaluate()
             self.metrics.write({"epoch": 0, "step": 0, "held_out_error": self.error})
         else:
             self.error = self.metrics.last_error
@@ -220,9 +220,7 @@ class _Training:
     def end_epoch(self) -> None:
         """The held-out error; the weights are kept if it is the least so far."""
         state, num_batches = self.state, self.batches.num_batches
-        self.student.eval()
-        with self.rates.paused():
-            self.error = held_out_error(self.student, self.held_out, self.device)
+        self._evaluate()
         self.metrics.write(
             {
                 "epoch": self.epoch,
@@ -260,6 +258,11 @@ class _Training:
             seconds=self.state.seconds,
         )
 
+    def _evaluate(self) -> None:
+        self.student.eval()
+        with self.rates.paused():
+            self.error = held_out_error(self.student, self.held_out, self.device)
+
     def _read(self, unread: int, lr: float, *, write_line: bool) -> None:
         """Looks at the last `unread` steps: stops on a non-finite number, moves the bar, writes a line of metrics."""
         reading = self.step.read()
@@ -292,16 +295,6 @@ class _Training:
     def _slices(self, rows: NDArray[np.int64]) -> list[NDArray[np.int64]]:
         """This process's share of a batch, cut for gradient accumulation: every slice has equally many texts."""
         return np.split(rows[self.world.rank :: self.world.size], self.settings.accumulation)
-
-    def _one_batch_per_bucket(self) -> list[Batch]:
-        found: dict[int, Batch] = {}
-        for rows in self.batches.epoch(0):
-            for batch in self._make(rows):
-                if batch.bucket is not None:
-                    found.setdefault(batch.bucket, batch)
-            if len(found) == NUM_BUCKETS:
-                break
-        return list(found.values())
 
 
 def start_head(student: Student, examples: Examples, num_texts: int, device: str) -> Head | None:
@@ -376,9 +369,16 @@ def _set_dropout(student: Student, rate: float) -> None:
             module.p = rate
 
 
-def _use_deterministic_kernels() -> None:
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS is first used
-    torch.use_deterministic_algorithms(True)
+@contextmanager
+def _deterministic_kernels(wanted: bool) -> Iterator[None]:
+    before = torch.are_deterministic_algorithms_enabled()
+    if wanted:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS is first used
+        torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
 
 
 @contextmanager
