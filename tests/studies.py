@@ -39,18 +39,15 @@ def _ladder(file: str) -> str:
         f"{mean(teacher['scores'], tasks['retrieval']):.1f}), STS the mean Spearman of {len(tasks['sts'])} (teacher "
         f"{mean(teacher['scores'], tasks['sts']):.1f}); retention with its 95 % interval.",
         "",
-        "| student | trained | texts/s | held-out ε | retrieval, standard | asymmetric | retention, standard | asymmetric |"
-        " STS | ms a query |",
+        "| student | trained | texts/s | held-out ε | retrieval | asym. | retention | asym. | STS | ms a query |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for student in report["students"]:
+        intervals = student["intervals"]
         modes = {
             mode: {name: each[mode] for name, each in student["scores"].items()} for mode in ("standard", "asymmetric")
         }
-        kept = [
-            f"{student['retention'][mode]:.1f} ({student['intervals'][mode][0]:.1f}–{student['intervals'][mode][1]:.1f})"
-            for mode in modes
-        ]
+        kept = [f"{student['retention'][mode]:.1f} ({low:.1f}–{high:.1f})" for mode, (low, high) in intervals.items()]
         rate = student["num_texts"] * student["epochs"] / student["seconds"]
         rows.append(
             f"| {student['layers']} layers, {student['parameters'] / 1e6:.1f}M | {student['seconds'] / 60:.0f} min | "
