@@ -4,6 +4,8 @@ import json
 import statistics
 from pathlib import Path
 
+from leaf.report.figures import draw_figures
+
 ROOT = Path(__file__).parent.parent
 LADDER = ROOT / "results" / "ladder"
 BATCH_SIZE = ROOT / "results" / "batch-size"
@@ -17,6 +19,15 @@ def ladder() -> str:
             "The full ladder, 3 layers and all 1.25M texts (`leaf distill ladder`, on a GPU): not yet measured.\n"
         )
     return "\n".join(parts)
+
+
+def draw() -> None:
+    """The figures of the ladder, beside its record."""
+    for record in LADDER.glob("report-*.json"):
+        students = json.loads(record.read_text(encoding="utf-8"))["students"]
+        for name, figure in draw_figures(students).items():
+            path = LADDER / f"{name}-{record.stem.removeprefix('report-')}.svg"
+            path.write_text(figure.svg, encoding="utf-8")
 
 
 def _ladder(file: str) -> str:
@@ -55,7 +66,9 @@ def _ladder(file: str) -> str:
             f"{mean(modes['asymmetric'], tasks['retrieval']):.1f} | {kept[0]} | {kept[1]} | "
             f"{mean(modes['standard'], tasks['sts']):.1f} | {student['latency_ms']:.2f} |"
         )
-    return "\n".join(rows) + "\n"
+    device = file.removeprefix("report-").removesuffix(".json")
+    picture = f"![Retention against milliseconds a query](../results/ladder/cost-{device}.svg)"
+    return "\n".join([*rows, "", picture]) + "\n"
 
 
 def batch_size() -> str:

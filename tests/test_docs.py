@@ -11,6 +11,7 @@ import pytest
 import typer
 from rich.console import Console
 
+import studies
 from leaf import recipe
 from leaf.cli import app
 from leaf.report import print_summary
@@ -18,6 +19,7 @@ from leaf.speed import page as speed
 
 ROOT = Path(__file__).parent.parent
 PAPER, REFERENCE, README = ROOT / "docs" / "paper.md", ROOT / "docs" / "recipe.md", ROOT / "README.md"
+TRAINING = ROOT / "docs" / "training.md"
 SPEED, RECORDS = ROOT / "docs" / "speed.md", ROOT / "results" / "speed"
 LINK = re.compile(r"\[([^\]]+)\]\((?!https?:|#|mailto:)([^)\s#]+)[^)]*\)")
 #: Numbers of the paper: equations 1–12, tables 1–8, figures 1–12, listings 1–2, and sections with a method or a claim.
@@ -129,11 +131,11 @@ def test_every_field_of_a_recipe_says_what_it_is():
         assert all(field.description for field in section.model_fields.values()), section
 
 
-def demo_block(text):
-    """README's demo output: what stands between the two markers, and the whole README around it."""
-    before, rest = text.split("from results/demo/report.json -->\n")
-    block, after = rest.split("<!-- /demo -->")
-    return before + "from results/demo/report.json -->\n", block, "<!-- /demo -->" + after
+def block(text, name):
+    """What stands between the markers of a block written from records, and the text before and after it."""
+    found = re.fullmatch(rf"(.*<!-- {name}: [^\n]*-->\n)(.*)(<!-- /{name} -->.*)", text, flags=re.DOTALL)
+    assert found, f"no block {name}"
+    return found.groups()
 
 
 def printed_demo():
@@ -144,8 +146,16 @@ def printed_demo():
     return "```\n" + "\n".join(line.rstrip() for line in lines) + "\n```\n"
 
 
-def test_the_demo_output_in_the_readme_is_that_of_its_record():
-    assert demo_block(README.read_text(encoding="utf-8"))[1] == printed_demo()
+BLOCKS = [
+    (README, "demo", printed_demo),
+    (TRAINING, "ladder", studies.ladder),
+    (TRAINING, "batch-size", studies.batch_size),
+]
+
+
+@pytest.mark.parametrize(("page", "name", "written"), BLOCKS, ids=lambda each: each if isinstance(each, str) else "")
+def test_a_block_of_numbers_on_a_page_is_that_of_its_records(page, name, written):
+    assert block(page.read_text(encoding="utf-8"), name)[1] == written()
 
 
 def test_the_speed_page_and_its_figure_are_those_of_the_records():
@@ -184,7 +194,9 @@ def test_what_does_not_exist_is_found(tmp_path):
 
 
 if __name__ == "__main__":
-    start, _, end = demo_block(README.read_text(encoding="utf-8"))
-    README.write_text(start + printed_demo() + end, encoding="utf-8")
+    for page, name, written in BLOCKS:
+        start, _, end = block(page.read_text(encoding="utf-8"), name)
+        page.write_text(start + written() + end, encoding="utf-8")
+    studies.draw()
     REFERENCE.write_text(reference(), encoding="utf-8")
     speed.write_page(RECORDS, SPEED.parent)

@@ -28,6 +28,7 @@ from leaf.packed import (
     packed_states,
     pad,
     to_device,
+    token_batches,
     use_packed_attention,
 )
 
@@ -131,6 +132,12 @@ def test_a_pack_says_where_every_text_is():
     assert features["position_ids"].tolist() == [2, 3, 2, 3, 2, 3, 4, 5, 2]
     assert features["runs"] == ((0, 2, 2), (4, 1, 4), (8, 1, 1))
     assert features["max_length"] == 4
+
+
+def test_batches_stay_within_the_budget_and_a_longer_text_is_alone():
+    lengths = np.array([9, 4, 3, 3, 2])
+    batches = [each.tolist() for each in token_batches(lengths, np.arange(5), 6)]
+    assert batches == [[0], [1], [2, 3], [4]]
 
 
 def test_means_and_first_states_by_hand():

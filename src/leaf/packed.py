@@ -13,7 +13,7 @@ written out below, one matrix product per run of texts of equal length. Neither 
 Which encoders can do this is not a list of names: `can_pack` tries it, against the padded path.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -59,6 +59,17 @@ def pad(ids: NDArray[Any], lengths: NDArray[Any], pad_id: int) -> Features:
     rectangle = np.full(mask.shape, pad_id, dtype=np.int64)
     rectangle[mask] = ids
     return {"input_ids": torch.from_numpy(rectangle), "attention_mask": torch.from_numpy(mask.astype(np.int64))}
+
+
+def token_batches(lengths: NDArray[Any], order: NDArray[np.int64], budget: int) -> Iterator[NDArray[np.int64]]:
+    """Consecutive rows of `order` whose tokens stay within `budget`; a longer text is a batch of its own."""
+    start, tokens = 0, 0
+    for index, row in enumerate(order):
+        if tokens and tokens + lengths[row] > budget:
+            yield order[start:index]
+            start, tokens = index, 0
+        tokens += int(lengths[row])
+    yield order[start:]
 
 
 def is_packed(features: Features) -> bool:

@@ -10,7 +10,7 @@ import pytest
 
 import leaf
 from leaf import cli
-from leaf.errors import LeafError
+from leaf.errors import LeafError, Stopped
 from leaf.speed import page
 from leaf.speed.mix import KINDS, sample_lengths
 from leaf.speed.record import Round, make_record, result_table, rows
@@ -68,7 +68,7 @@ def made_up():
     settings = {"layers": 6, "width": 384, "compute_dtype": "bfloat16", "batch_size": 32, "mean_tokens": 10.0,
                 "max_length": 512, "rounds": 2, "steps": 6, "warm_up": 2, "dim": 768}  # fmt: skip
     record = make_record("train", settings, rounds, {"first_loss": {"leaf": 1.5, "padded": 1.501}})
-    record["provenance"]["hardware"] |= {"cpu": "A CPU", "threads": 2}
+    record["provenance"]["hardware"] |= {"cpu": "A CPU", "threads": 2, "gpus": ["A GPU"]}
     return record
 
 
@@ -85,11 +85,23 @@ def test_ratios_are_taken_within_rounds():
 def test_the_page_shows_the_records_and_says_what_is_not_yet_measured():
     written = page.page({"train-cpu": made_up()})
     assert "| CPU | leaf | 90.0 (80.0–100) | 900 | 0 % |  |" in written
-    assert "| CPU | padded Transformers loop | 35.0 (20.0–50.0) | 350 | 62 % | 3.00 × (2.00–4.00) |" in written
+    assert "| CPU | padded loop | 35.0 (20.0–50.0) | 350 | 62 % | 3.00 × (2.00–4.00) |" in written
     # Three of the GPU's training and three each of both devices' teacher pass.
     assert written.count("not yet measured") == 9
     assert "A CPU, 2 threads" in written
     assert "lie 1e-03 apart" in written
+
+
+def test_the_page_says_how_far_vectors_agree():
+    record = made_up()
+    record |= {
+        "what": "embed",
+        "checks": {name: {"min_cosine": 0.99, "matched": 0.995} for name in ("padded", "other")},
+    }
+    record["checks"]["other"]["min_cosine"] = 0.98
+    record["settings"]["texts"] = 1000
+    written = " ".join(page.page({"embed-cuda": record}).split())
+    assert "at least 0.980000, and the nearest is that of the same text for 99.5 % of texts" in written
 
 
 def test_the_figure_has_a_bar_for_each_contestant_and_the_same_bytes_twice():
@@ -97,7 +109,7 @@ def test_the_figure_has_a_bar_for_each_contestant_and_the_same_bytes_twice():
     drawn = page.figure({"train-cpu": made_up()})
     assert drawn == page.figure({"train-cpu": made_up()})
     assert "Date" not in drawn
-    for words in ("padded Transformers loop", "One training step, CPU", ">90.0<", ">35.0<"):
+    for words in ("padded loop", "One training step, CPU", ">90.0<", ">35.0<"):
         assert words in drawn
 
 
@@ -143,13 +155,27 @@ def test_contestants_that_differ_are_refused(monkeypatch, shape):
         training.time_training(shape, dim=12, batch_size=4, steps=2, rounds=1, device="cpu")
 
 
+def test_a_stopped_timing_says_that_nothing_is_kept(monkeypatch, shape):
+    from leaf.speed import training
+
+    def stopped(*_, **__):
+        raise Stopped("training stopped after step 2, which is saved")
+
+    monkeypatch.setattr(training, "find_spec", lambda _: object())
+    monkeypatch.setattr(training, "train", stopped)
+    with pytest.raises(LeafError, match="keeps nothing, so run it again"):
+        training.time_training(shape, dim=12, batch_size=4, steps=2, rounds=1, device="cpu")
+
+
 def test_embedding_times_encoders_that_agree(shape):
     from leaf.speed.embedding import time_embedding
 
     record = time_embedding(shape, num_texts=50, batch_size=8, rounds=2, device="cpu")
     assert list(record["contestants"])[:2] == ["leaf", "sentence_transformers"]
     assert all(each["texts_per_second"]["min"] > 0 for each in record["contestants"].values())
-    assert all(0.99 < cosine <= 1 for cosine in record["checks"]["min_cosine"].values())
+    assert len(record["checks"]) == len(record["contestants"]) - 1
+    assert all(check["min_cosine"] > 0.99 for check in record["checks"].values())
+    assert all(check["matched"] > 0.9 for check in record["checks"].values())
     assert record["contestants"]["leaf"]["padding"] == pytest.approx(0)
     assert record["contestants"]["sentence_transformers"]["padding"] > 0
     json.dumps(record)

@@ -63,12 +63,6 @@ def test_other_models_are_left_to_sentence_transformers(teacher_folder):
     assert not PackedPass.fits(table, torch.float32)
 
 
-def test_batches_stay_within_the_budget_and_a_longer_text_is_alone():
-    lengths = np.array([9, 4, 3, 3, 2])
-    batches = [each.tolist() for each in module._batches(lengths, np.arange(5), 6)]
-    assert batches == [[0], [1], [2, 3], [4]]
-
-
 @pytest.mark.gpu
 def test_on_a_gpu_packed_vectors_are_within_the_gate(teacher_folder):
     exact = SentenceTransformerEncoder(str(teacher_folder), device="cpu").encode_document(TEXTS)

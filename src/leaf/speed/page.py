@@ -157,9 +157,13 @@ def _note(record: Mapping[str, Any], device: str) -> str:
         work = f"{settings['steps']} steps a round after {settings['warm_up']} of warm-up, {settings['dim']}-d targets"
         check = f"before training, the losses of one batch lie {max(losses) - min(losses):.0e} apart"
     else:
-        cosines = record["checks"]["min_cosine"].items()
         work = f"{settings['texts']:,} texts a round"
-        check = "least cosine to leaf's vectors " + ", ".join(f"{value:.5f} ({NAMES[name]})" for name, value in cosines)
+        checks = record["checks"].values()
+        cosine, matched = (min(each[key] for each in checks) for key in ("min_cosine", "matched"))
+        check = (
+            f"cosines between leaf's vectors and the others' are at least {cosine:.6f}, and the nearest is that of the "
+            f"same text for {100 * matched:.1f} % of texts"
+        )
     return (
         f"{device}: {machine}; {settings['layers']} layers of width {settings['width']}, {settings['compute_dtype']}, "
         f"batches of {settings['batch_size']}, texts of {settings['mean_tokens']:.0f} tokens on average and "

@@ -15,7 +15,7 @@ OURS = "leaf"
 #: What a contestant is called where people read it.
 NAMES = {
     OURS: "leaf",
-    "padded": "padded Transformers loop",
+    "padded": "padded loop",
     "sentence_transformers": "Sentence Transformers",
     "sentence_transformers_float32": "Sentence Transformers (float32)",
 }

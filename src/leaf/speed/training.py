@@ -24,7 +24,7 @@ from sentence_transformers import SentenceTransformer
 from torch import Tensor, nn
 
 from leaf import recipe
-from leaf.errors import LeafError
+from leaf.errors import LeafError, Stopped
 from leaf.packed import pad, to_device
 from leaf.progress import say
 from leaf.speed.clock import Stopwatch, choose_device
@@ -38,8 +38,8 @@ from leaf.student.model import Student, build_student
 from leaf.student.step import Engine
 from leaf.student.train import FAST, LINES_PER_EPOCH, compute_dtype, train
 
-#: Timed steps a round by default: about two minutes for all on two CPU cores, and on a large GPU.
-CPU_STEPS, GPU_STEPS = 8, 1000
+#: Timed steps a round by default: for all rounds about six minutes on two CPU cores, and as many on a large GPU.
+CPU_STEPS, GPU_STEPS = 6, 1000
 #: Steps before the clock runs, at least, and as a share of those inside.
 MIN_WARM_UP, WARM_UP_SHARE = 2, 0.1
 #: Largest difference of the first batch's loss between contestants, by compute dtype.
@@ -79,17 +79,20 @@ def time_training(
                 measured[name].append(run(work.batches.epoch(round_ - 1)))
 
         settings = recipe.Train(batch_size=batch_size, cycles=1, epochs_per_cycle=rounds, seed=seed)
-        train(
-            work.student,
-            work.examples,
-            _first(work.examples, HELD_OUT),
-            settings,
-            Path(folder),
-            device=device,
-            engine=engine,
-            label="leaf",
-            on_epoch=take_turns,
-        )
+        try:
+            train(
+                work.student,
+                work.examples,
+                _first(work.examples, HELD_OUT),
+                settings,
+                Path(folder),
+                device=device,
+                engine=engine,
+                label="leaf",
+                on_epoch=take_turns,
+            )
+        except Stopped as stopped:
+            raise LeafError("stopped before the last round; a timing keeps nothing, so run it again") from stopped
         ours = _our_rounds(Path(folder) / "metrics.jsonl", work)
     return make_record(
         "train",

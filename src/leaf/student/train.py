@@ -24,7 +24,7 @@ from torch import Tensor
 from leaf.ahead import ahead
 from leaf.errors import LeafError, Stopped
 from leaf.hardware import native_bfloat16
-from leaf.packed import to_device
+from leaf.packed import to_device, token_batches
 from leaf.progress import progress
 from leaf.recipe import Train
 from leaf.student.batches import Batches, token_buckets
@@ -39,8 +39,8 @@ from leaf.student.ridge import Head, fit_head, random_head
 from leaf.student.schedule import learning_rate
 from leaf.student.step import Engine, Step
 
-#: Texts per forward pass where nothing is learned from them.
-EVALUATION_BATCH = 256
+#: Tokens per forward pass where nothing is learned from them.
+EVALUATION_TOKENS = 16_384
 #: Batches kept ready. A step takes milliseconds, and a page that the store has to fetch from disk may take several.
 BATCHES_AHEAD = 8
 #: Steps between two readings of the loss on a GPU: a reading waits for the device. On a CPU it is free.
@@ -315,8 +315,7 @@ def start_head(student: Student, examples: Examples, num_texts: int, device: str
     student.use_packing(device == "cpu")
     features = []
     with torch.inference_mode(), progress("fitting the head", num_texts) as bar:
-        for start in range(0, num_texts, EVALUATION_BATCH):
-            batch = rows[start : start + EVALUATION_BATCH]
+        for batch in token_batches(examples.lengths, rows, EVALUATION_TOKENS):
             pooled = student.pool(to_device(student.collate(*examples.gather(batch)), device))
             features.append(pooled.cpu())
             bar.advance(len(batch))
@@ -337,8 +336,7 @@ def held_out_error(student: Student, held_out: Examples, device: str) -> float:
     student.use_packing(device == "cpu")  # flash attention, which packing takes on a GPU, has no float32
     total = 0.0
     with torch.inference_mode():
-        for start in range(0, len(order), EVALUATION_BATCH):
-            rows = order[start : start + EVALUATION_BATCH]
+        for rows in token_batches(held_out.lengths, order, EVALUATION_TOKENS):
             vectors = student(to_device(student.collate(*held_out.gather(rows)), device))
             targets = torch.from_numpy(held_out.batch_targets(rows)).to(device)
             total += distances(vectors, targets).double().sum().item()

@@ -5,7 +5,7 @@ itself. Where a model is a plain encoder with a mean or CLS pooling, the same ve
 model goes through `SentenceTransformer.encode`, which this file leaves as it is.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -26,6 +26,7 @@ from leaf.packed import (
     packed_mean,
     packed_states,
     to_device,
+    token_batches,
 )
 from leaf.tokens import Tokenizer, Tokens
 
@@ -87,7 +88,7 @@ class PackedPass:
         ids, ends = tokens.ids, np.cumsum(tokens.lengths)
         order = np.argsort(-tokens.lengths, kind="stable")
         batches = []
-        for rows in _batches(tokens.lengths, order, self._budget):
+        for rows in token_batches(tokens.lengths, order, self._budget):
             batch = np.concatenate([ids[ends[row] - tokens.lengths[row] : ends[row]] for row in rows])
             batches.append(self._forward(batch, tokens.lengths[rows]))
             if advance:
@@ -109,14 +110,3 @@ class PackedPass:
             pooled = module(pooled)
         vectors: Tensor = pooled["sentence_embedding"]
         return vectors
-
-
-def _batches(lengths: NDArray[Any], order: NDArray[np.int64], budget: int) -> Iterator[NDArray[np.int64]]:
-    """Consecutive rows of `order` whose tokens stay within `budget`; a longer text is a batch of its own."""
-    start, tokens = 0, 0
-    for index, row in enumerate(order):
-        if tokens and tokens + lengths[row] > budget:
-            yield order[start:index]
-            start, tokens = index, 0
-        tokens += int(lengths[row])
-    yield order[start:]
