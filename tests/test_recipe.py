@@ -116,7 +116,7 @@ def test_a_mistake_is_one_line_that_names_the_field(tmp_path, change, message):
 
 
 def test_a_file_that_is_missing_or_not_toml_is_named(tmp_path):
-    with pytest.raises(LeafError, match=r"no recipe 'nope': give a \.toml file, or one of demo, leaf-ir, leaf-mt"):
+    with pytest.raises(LeafError, match=r"no recipe 'nope': give a \.toml file, or one of demo, ladder, ladder-cpu"):
         Recipe.load("nope")
     with pytest.raises(LeafError, match="not valid TOML"):
         load(tmp_path, "name = ")

@@ -245,7 +245,7 @@ class Recipe(Section):
 
 def shipped_recipes() -> dict[str, Recipe]:
     """The recipes inside the package, by name."""
-    return {path.stem: Recipe.load(path) for path in sorted(SHIPPED.glob("*.toml"))}
+    return {name: Recipe.load(name) for name in sorted(path.stem for path in SHIPPED.glob("*.toml"))}
 
 
 def override_teacher(recipe: Recipe, model: str) -> Recipe:
@@ -268,7 +268,7 @@ def _read(name_or_path: str, seen: tuple[str, ...] = ()) -> dict[str, Any]:
     if path.suffix != ".toml":
         path = SHIPPED / f"{name_or_path}.toml"
     if not path.is_file():
-        known = ", ".join(each.stem for each in sorted(SHIPPED.glob("*.toml")))
+        known = ", ".join(sorted(each.stem for each in SHIPPED.glob("*.toml")))
         raise LeafError(f"no recipe '{name_or_path}': give a .toml file, or one of {known}")
     if str(path) in seen:
         raise LeafError(f"{path} extends itself: {' → '.join((*seen, str(path)))}")

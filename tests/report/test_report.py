@@ -240,7 +240,7 @@ def test_the_html_loads_nothing_and_uses_no_id_twice(folder: Path) -> None:
     write_report(folder, RECIPE)
     html = (folder / "report.html").read_text()
     page = Page(html)
-    assert page.tags.count("svg") == 2
+    assert page.tags.count("svg") == 3  # retention, cost, error
     assert all(each.startswith("#") for each in page.loads)
     assert not {"script", "link", "img", "iframe"} & set(page.tags)
     assert "@import" not in html
