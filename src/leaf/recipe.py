@@ -8,13 +8,14 @@ A variant names the recipe it starts from (`extends = "leaf-ir"`) and the fields
 """
 
 import difflib
+import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import tomli_w
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from leaf.errors import LeafError
 
@@ -77,6 +78,12 @@ class Prepare(Section):
     """Longer texts are rejected and counted: they are almost always broken extractions."""
     dedup: Literal["normalised", "exact", "none"] = "normalised"
     """`normalised` also drops texts that differ only in case, punctuation and white space."""
+    leak_check: tuple[str, ...] = ()
+    """Evaluation sets that no text may be in: BEIR folders, `.tsv[.gz]` sets, folders of such sets, or `evaluate` for
+    those of `evaluate.data`. A text is in a set if it equals a query or document but for case, punctuation and white
+    space, or contains a sentence of one that has eight words or more."""
+    leaks: Literal["drop", "refuse"] = "drop"
+    """Whether a text that `leak_check` finds is dropped and counted, or stops the run once all are counted."""
     shard_rows: Annotated[int, Field(gt=0)] = 65_536
     """Texts in one shard: the unit of resume for the teacher pass."""
 
@@ -106,6 +113,16 @@ class Teacher(Section):
 class Train(Section):
     """How one student is trained: the paper's values by default (§2.2)."""
 
+    loss: Literal["leaf", "leaf+minilm", "leaf+tinybert", "leaf+distilbert"] = "leaf"
+    """`leaf` is Eq. 3. The others add what another method would (App. B), to be compared with: they run the teacher
+    along and need its tokenizer, `minilm` and `tinybert` also its number of attention heads."""
+    kinds: Annotated[tuple[Literal["query", "document"], ...], Field(min_length=1)] = ("query", "document")
+    """Which training texts are trained on, for what each kind contributes (Fig. 4). Held-out texts stay all."""
+    limit: Annotated[int, Field(gt=0)] | None = None
+    """Train on a uniform sample of so many of these texts (seed: `seed`), for the size of an epoch (Fig. 9). A smaller
+    sample is part of a larger one. None takes all."""
+    evaluations: Annotated[int, Field(gt=0)] = 1
+    """Held-out evaluations an epoch, evenly spaced, for its curve (Fig. 10). The best epoch is a whole one."""
     batch_size: Annotated[int, Field(gt=0)] = 32
     """Texts per optimizer step, whatever the number of GPUs and slices."""
     accumulation: Annotated[int, Field(gt=0)] = 1
@@ -131,7 +148,7 @@ class Train(Section):
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Dropout while training. The target is a fixed vector per text, so the default has none."""
     seed: int = 0
-    """Orders the texts and seeds dropout."""
+    """Orders the texts, draws the sample of `limit`, and seeds dropout."""
     length_window: Annotated[int, Field(gt=0)] = 1
     """Batches over which texts are grouped by length after the shuffle, to save padding. 1: no grouping."""
     compute_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
@@ -172,13 +189,61 @@ class Evaluate(Section):
     """What is measured after training."""
 
     data: tuple[str, ...] = ()
-    """BEIR folders and `.tsv[.gz]` sets; `held-out-pairs` is the run's own (see `prepare.held_out_pairs`)."""
+    """BEIR folders, `.tsv[.gz]` sets and folders of these; `held-out-pairs` is the run's own (see
+    `prepare.held_out_pairs`)."""
     benchmarks: tuple[str, ...] = ()
-    """Public benchmarks by name (BEIR, NanoBEIR, "MTEB(eng, v2)", or a task)."""
+    """Public benchmarks by name, through mteb: BEIR, NanoBEIR, "MTEB(eng, v2)", or a task."""
+    mirror: str | None = None
+    """A folder with local copies of benchmark data sets, which is looked into before the hub."""
     bm25: bool = True
     """Also score BM25 (k1 0.9, b 0.4) on the retrieval sets."""
+    truncate: tuple[Annotated[int, Field(gt=0)], ...] = ()
+    """Dimensions that vectors are also cut to (Fig. 5 and 6), besides all of them."""
+    precisions: tuple[Literal["int8", "int8xbinary", "binary"], ...] = ()
+    """What vectors are also rounded to; `int8xbinary` is int8 queries over binary documents."""
+    checkpoints: tuple[Literal["standard", "asymmetric"], ...] = ("standard",)
+    """Modes in which kept checkpoints (`train.keep_checkpoints`) are scored, for the robustness margin (§3.3)."""
     examples: tuple[str, ...] = ()
     """Queries answered by the teacher and by every student in the report, side by side (Table 6)."""
+
+
+class Sweep(Section):
+    """Variants of one student, for `leaf sweep`: every combination of the values in `grid`, times every case."""
+
+    student: str | None = None
+    """Which of the recipe's students is varied; the others are left out. Default: the first."""
+    grid: dict[str, Annotated[tuple[Any, ...], Field(min_length=1)]] = {}
+    """`student.FIELD` or `train.FIELD` → the values to try. `train.seed` repeats the rest: tables show the mean over
+    seeds and its spread."""
+    cases: tuple[dict[str, Any], ...] = ()
+    """Settings that change together, such as a batch size and the learning rate that fits it: each entry a `name`
+    (`[a-z0-9.-]`) and `student.FIELD`s or `train.FIELD`s."""
+
+    @field_validator("grid", "cases", mode="before")
+    @classmethod
+    def _dotted(cls, data: Any) -> Any:
+        """TOML reads a dotted key without quotes as a table in a table; here both spellings are one."""
+        if isinstance(data, dict):
+            return _dotted(data)
+        return [_dotted(each) if isinstance(each, dict) else each for each in data] if isinstance(data, list) else data
+
+    @model_validator(mode="after")
+    def _known_settings(self) -> Self:
+        if not self.grid and not self.cases:
+            raise ValueError("nothing is varied; give [sweep.grid], [[sweep.cases]] or both")
+        for key, values in self.grid.items():
+            for value in values:
+                _check_setting(key, value)
+        for case in self.cases:
+            name = case.get("name")
+            if not isinstance(name, str) or not re.fullmatch(STUDENT_NAME, f"student-{name}"):
+                raise ValueError(f"a case needs a name of a-z, 0-9, dots and hyphens, got {name!r}")
+            for key, value in case.items():
+                if key != "name":
+                    _check_setting(key, value)
+                if key in self.grid:
+                    raise ValueError(f"'{key}' is in the grid and in case '{name}'; keep it in one of them")
+        return self
 
 
 class Recipe(Section):
@@ -194,6 +259,8 @@ class Recipe(Section):
     prepare: Prepare = Prepare()
     train: Train = Train()
     evaluate: Evaluate = Evaluate()
+    sweep: Sweep | None = None
+    """Variants of one student instead of the students as they are; see `leaf.sweep`."""
 
     @model_validator(mode="before")
     @classmethod
@@ -288,6 +355,31 @@ def _read(name_or_path: str, seen: tuple[str, ...] = ()) -> dict[str, Any]:
     return merge(inherited, data)
 
 
+def _dotted(table: dict[str, Any]) -> dict[str, Any]:
+    """`{"train": {"lr": 1}}` as `{"train.lr": 1}`."""
+    flat: dict[str, Any] = {}
+    for key, value in table.items():
+        inner = {f"{key}.{field}": each for field, each in value.items()} if isinstance(value, dict) else {key: value}
+        if twice := [each for each in inner if each in flat]:
+            raise ValueError(f"'{twice[0]}' is given twice, with quotes and without; keep one")
+        flat |= inner
+    return flat
+
+
+def _check_setting(key: str, value: Any) -> None:
+    """Raises `ValueError` unless `key` is a field of a student or of its training that may have this value."""
+    table, _, field = key.partition(".")
+    sections: dict[str, type[Section]] = {"student": Student, "train": Train}
+    if table not in sections or not field or key in ("student.name", "student.train"):
+        raise ValueError(f"'{key}' cannot be varied; write student.FIELD or train.FIELD")
+    try:
+        sections[table].model_validate({field: value})
+    except ValidationError as error:
+        # What has no location is about fields together; the students of the grid are checked for that.
+        if wrong := [_explain({**each, "loc": (table, *each["loc"])}) for each in error.errors() if each["loc"]]:
+            raise ValueError("; ".join(wrong)) from error
+
+
 def _set(data: dict[str, Any], override: str) -> None:
     """Applies one `table.field=value`; the value is read as TOML, or as a plain string where it is not."""
     path, separator, text = override.partition("=")
@@ -321,7 +413,7 @@ def _explain(error: Any) -> str:
 
 def _section_at(location: Sequence[str]) -> type[Section] | None:
     sections: dict[str, type[Section]] = {
-        "teacher": Teacher, "students": Student, "texts": TextSource,
-        "prepare": Prepare, "train": Train, "evaluate": Evaluate,
+        "teacher": Teacher, "student": Student, "students": Student, "texts": TextSource,
+        "prepare": Prepare, "train": Train, "evaluate": Evaluate, "sweep": Sweep,
     }  # fmt: skip
     return sections.get(location[0]) if location else Recipe

@@ -42,3 +42,22 @@ def test_a_length_window_saves_most_of_the_padding_and_keeps_batches_in_random_o
 def test_too_few_texts_for_one_batch_are_refused():
     with pytest.raises(LeafError, match=r"7 training texts do not fill one batch of 8; lower train\.batch_size"):
         Batches(np.ones(7, dtype=int), 8, seed=0)
+
+
+@pytest.mark.parametrize("window", [1, 4])
+def test_batches_over_some_rows_are_those_over_their_lengths_alone(window):
+    lengths = np.random.default_rng(0).integers(1, 100, 200)
+    rows = np.sort(np.random.default_rng(1).permutation(200)[:50])
+    some = Batches(lengths, 8, 3, window, rows)
+    alone = Batches(lengths[rows], 8, 3, window)
+    assert some.num_batches == alone.num_batches == 6
+    np.testing.assert_array_equal(lengths[some.epoch(2)], lengths[rows][alone.epoch(2)])
+    assert set(some.epoch(2).ravel()) < set(rows)
+    np.testing.assert_array_equal(
+        Batches(lengths, 8, 3, window, np.arange(200)).epoch(2), Batches(lengths, 8, 3, window).epoch(2)
+    )
+
+
+def test_rows_that_do_not_fill_a_batch_are_refused():
+    with pytest.raises(LeafError, match=r"7 training texts do not fill one batch of 8"):
+        Batches(np.ones(100, dtype=int), 8, seed=0, rows=np.arange(7))

@@ -12,10 +12,10 @@ from sentence_transformers.sentence_transformer.modules import Transformer
 
 from leaf.errors import LeafError
 from leaf.student import data as module
-from leaf.student.data import Examples, build_examples, open_examples
-from leaf.teacher.cache import write_part
+from leaf.student.data import Examples, build_examples, choose_rows, open_examples
 from leaf.texts.shards import shard_name, write_shard
 from leaf.tokens import Tokenizer
+from leaf.vector_files import write_part
 from tiny import sentences
 
 PROMPTS = {"query": "ba be: ", "document": ""}
@@ -276,3 +276,49 @@ def test_ten_million_rows_are_trained_on_under_4_gib_resident(tmp_path):
     assert rows == 10_000_000
     assert max(peak, high) < 4
     assert last < first
+
+
+def chosen(corpus, kinds=("query", "document"), limit=None, seed=0):
+    return choose_rows(corpus.folder / "texts", corpus.shards, kinds, limit, seed)
+
+
+def test_the_rows_of_a_kind_are_those_whose_text_has_it(corpus):
+    for kind in ("query", "document"):
+        expected = [row for row, each in enumerate(corpus.kinds) if each == kind]
+        assert 0 < len(expected) < 50
+        assert chosen(corpus, [kind]).tolist() == expected
+    assert chosen(corpus) is None
+    assert chosen(corpus, limit=50) is None
+
+
+def test_a_limit_takes_a_sample_that_follows_from_the_seed_and_lies_within_larger_ones(corpus):
+    for kinds in (("query", "document"), ("query",)):
+        sample = chosen(corpus, kinds, 10)
+        assert (np.diff(sample) > 0).all()
+        assert len(sample) == 10
+        np.testing.assert_array_equal(sample, chosen(corpus, kinds, 10))
+        assert set(sample) < set(chosen(corpus, kinds, 15))
+        assert set(sample) != set(chosen(corpus, kinds, 10, seed=1))
+        assert {corpus.kinds[row] for row in sample} <= set(kinds)
+    queries = chosen(corpus, ["query"])
+    np.testing.assert_array_equal(chosen(corpus, ["query"], len(queries) + 1), queries)
+
+
+def test_every_text_is_equally_likely_to_be_in_the_sample(corpus):
+    counts = np.bincount(np.concatenate([chosen(corpus, limit=10, seed=seed) for seed in range(1000)]), minlength=50)
+    # Each of 50 counts is binomial(1000, 0.2): mean 200, standard deviation 12.6; 5 of them leave room for 50 draws.
+    assert abs(counts - 200).max() < 5 * 12.6
+
+
+def test_a_kind_that_no_text_has_is_refused(tmp_path):
+    table = pa.table({"text": ["a", "b"], "kind": ["document"] * 2, "source": ["s"] * 2})
+    shards = [write_shard(tmp_path / shard_name(0), table)]
+    with pytest.raises(LeafError, match=r"none of the 2 training texts is of train\.kinds = \['query'\]; name"):
+        choose_rows(tmp_path, shards, ["query"], None, 0)
+
+
+def test_a_damaged_shard_is_named_when_its_kinds_are_read(corpus):
+    path = corpus.folder / "texts" / shard_name(1)
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(LeafError, match=r"part-00001\.parquet is damaged .*delete .*texts and run again"):
+        chosen(corpus, ["query"])

@@ -19,6 +19,7 @@ from leaf.student.metrics import (
     TensorBoardTracker,
     check_trackers,
     gpu_memory_gb,
+    held_out_curve,
     held_out_errors,
     open_trackers,
 )
@@ -134,6 +135,22 @@ def test_the_error_curve_takes_the_epoch_lines_alone(tmp_path):
     path = tmp_path / "metrics.jsonl"
     assert held_out_errors(path) == []
     path.write_text("".join(json.dumps(each) + "\n" for each in (START, PROGRESS, PROGRESS, EPOCH, PROGRESS)))
+    assert held_out_errors(path) == [0.9, 0.6]
+
+
+def test_evaluations_within_an_epoch_are_on_the_curve_and_not_among_the_errors_by_epoch(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    assert held_out_curve(path) == []
+    within = {"epoch": 0.5, "step": 10, "held_out_error": 0.7, "seconds": 2}
+    with Metrics(path) as metrics:
+        for record in (START, within):
+            metrics.write(record)
+        size = metrics.size
+    with Metrics(path, size) as resumed:
+        assert resumed.last_error == 0.7
+        for record in ({"step": 15, "loss": 0.65}, EPOCH):
+            resumed.write(record)
+    assert held_out_curve(path) == [(0, 0.9), (10, 0.7), (20, 0.6)]
     assert held_out_errors(path) == [0.9, 0.6]
 
 

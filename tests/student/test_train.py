@@ -8,6 +8,8 @@ from leaf.errors import LeafError
 from leaf.recipe import Student as Settings
 from leaf.recipe import Train
 from leaf.student.data import Examples
+from leaf.student.loader import Loader
+from leaf.student.metrics import held_out_curve, held_out_errors
 from leaf.student.model import Student, build_student
 from leaf.student.step import Engine, Step
 from leaf.student.train import held_out_error, start_head, train
@@ -165,6 +167,48 @@ def test_every_epoch_is_shown_to_the_caller(bert, tmp_path):
     assert seen == [1, 2, 3, 4]
 
 
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+def test_evaluations_within_an_epoch_show_the_student_of_that_step_and_change_nothing(
+    bert, tmp_path, monkeypatch, dropout
+):
+    settings = SETTINGS.model_copy(update={"dropout": dropout, "evaluations": 4, "epochs_per_cycle": 1})
+    plain = run(tmp_path / "plain", new_student(bert), settings.model_copy(update={"evaluations": 1}))
+    student, held, real, by_hand = new_student(bert), examples(new_student(bert), 40, 1), Step.run, []
+
+    def measured(step, *arguments):
+        real(step, *arguments)
+        was_training = student.training
+        student.eval()
+        by_hand.append(held_out_error(student, held, "cpu"))
+        student.train(was_training)
+
+    monkeypatch.setattr(Step, "run", measured)
+    outcome = run(tmp_path / "often", student, settings)
+    for name, value in plain.last_weights.items():
+        assert torch.equal(value, outcome.last_weights[name]), name
+    assert (outcome.error, outcome.best_epoch) == (plain.error, plain.best_epoch)
+    curve = held_out_curve(tmp_path / "often" / "metrics.jsonl")
+    assert [step for step, _ in curve] == [0, 2, 5, 7, 10, 12, 15, 17, 20]  # quarters of 10 steps, rounded down
+    assert [error for _, error in curve[1:]] == [by_hand[step - 1] for step, _ in curve[1:]]
+    errors = held_out_errors(tmp_path / "often" / "metrics.jsonl")
+    assert errors == held_out_errors(tmp_path / "plain" / "metrics.jsonl")
+    assert errors == [dict(curve)[step] for step in (0, 10, 20)]
+
+
+def test_more_evaluations_than_steps_are_one_a_step(bert, tmp_path):
+    settings = SETTINGS.model_copy(update={"evaluations": 99, "cycles": 1, "epochs_per_cycle": 1})
+    run(tmp_path, new_student(bert), settings)
+    assert [step for step, _ in held_out_curve(tmp_path / "metrics.jsonl")] == list(range(11))
+
+
+def test_training_on_some_rows_reads_no_others(bert, tmp_path, monkeypatch):
+    rows, real, seen = np.array([1, 4, *range(20, 60)]), Loader.batch, []
+    monkeypatch.setattr(Loader, "batch", lambda loader, part: (seen.extend(part.tolist()), real(loader, part))[1])
+    outcome = run(tmp_path, new_student(bert), rows=rows)
+    assert outcome.steps == 4 * 5  # 42 texts make 5 batches of 8
+    assert set(seen) == set(rows)
+
+
 @pytest.mark.parametrize("layers", [(0, 3), ()])
 def test_the_closed_form_head_starts_nearer_to_the_teacher_than_a_random_one(bert, layers):
     student = build_student(
@@ -177,6 +221,20 @@ def test_the_closed_form_head_starts_nearer_to_the_teacher_than_a_random_one(ber
     fitted = held_out_error(student, held, "cpu")
     assert fitted < 0.95 * random
     assert fitted == pytest.approx(head.error, abs=0.15)  # what the fit promised, on other texts
+
+
+def test_the_closed_form_head_is_fitted_on_the_rows_that_are_trained_on(bert):
+    student, twin = new_student(bert), new_student(bert)
+    data, rows = examples(student, 400, 0), np.arange(100, 300)
+    part = Examples(
+        tokens=data.tokens[data.offsets[100] : data.offsets[300]],
+        offsets=data.offsets[100:301] - data.offsets[100],
+        targets=data.targets[100:300],
+    )
+    for num_texts in (150, 400):
+        one = start_head(student, data, num_texts, "cpu", rows)
+        other = start_head(twin, part, num_texts, "cpu")
+        torch.testing.assert_close(one.weight, other.weight)
 
 
 def test_bfloat16_reaches_nearly_the_error_of_float32(bert, tmp_path):

@@ -7,10 +7,10 @@ import pytest
 from leaf.errors import LeafError
 from leaf.teacher import embed as module
 from leaf.teacher import model
-from leaf.teacher.cache import read_vectors
 from leaf.teacher.embed import cache_folder, cache_key, embed
 from leaf.teacher.model import SentenceTransformerEncoder
 from leaf.texts.shards import SCHEMA, write_shard
+from leaf.vector_files import read_vectors
 from tiny import sentences
 
 DIM = 8

@@ -8,9 +8,9 @@ from sentence_transformers.sentence_transformer.modules import Dense, Normalize,
 
 from leaf.hardware import native_bfloat16
 from leaf.teacher import packed as module
-from leaf.teacher.cache import min_cosine
 from leaf.teacher.model import SentenceTransformerEncoder
 from leaf.teacher.packed import PackedPass
+from leaf.vector_files import min_cosine
 from tiny import sentences
 
 TEXTS = [*sentences(60), " ".join(sentences(30)), "ba"]  # one is cut, one is nearly empty

@@ -22,9 +22,9 @@ from leaf.speed.mix import sample_lengths
 from leaf.speed.record import NAMES, OURS, Round, make_record
 from leaf.speed.synthetic import Shape, make_texts, save_teacher
 from leaf.student.train import compute_dtype
-from leaf.teacher.cache import min_cosine
 from leaf.teacher.model import SentenceTransformerEncoder, load_sentence_transformer
 from leaf.teacher.packed import PackedPass
+from leaf.vector_files import min_cosine
 
 #: Texts a round by default: a minute or so on two cores of a CPU, under half a minute on a large GPU.
 CPU_TEXTS, GPU_TEXTS = 512, 20_000

@@ -10,7 +10,7 @@ from leaf.errors import LeafError
 
 
 class Batches:
-    """The batches of every epoch over `len(lengths)` texts.
+    """The batches of every epoch over texts of so many tokens, `lengths` `[n]`, or over `rows` of them alone.
 
     Each epoch is one global shuffle. Batches hold exactly `batch_size` texts; the last few texts of a shuffle that do
     not fill a batch sit that epoch out. With `window > 1`, texts are sorted by length within each run of `window`
@@ -18,12 +18,21 @@ class Batches:
     random partition every epoch.
     """
 
-    def __init__(self, lengths: NDArray[np.integer], batch_size: int, seed: int, window: int = 1) -> None:
+    def __init__(
+        self,
+        lengths: NDArray[np.integer],
+        batch_size: int,
+        seed: int,
+        window: int = 1,
+        rows: NDArray[np.int64] | None = None,
+    ) -> None:
+        lengths = lengths if rows is None else lengths[rows]
         if len(lengths) < batch_size:
             raise LeafError(
                 f"{len(lengths)} training texts do not fill one batch of {batch_size}; lower train.batch_size"
             )
         self._lengths, self._batch_size, self._seed, self._window = lengths, batch_size, seed, window
+        self._rows = rows
         self.num_batches = len(lengths) // batch_size
 
     def epoch(self, epoch: int) -> NDArray[np.int64]:
@@ -37,6 +46,8 @@ class Batches:
                 # Stable, so that equal lengths keep the order of the shuffle on every platform.
                 chunk = chunk[np.argsort(self._lengths[chunk], kind="stable")].reshape(-1, self._batch_size)
                 order[start : start + size] = chunk[generator.permutation(len(chunk))].ravel()
+        if self._rows is not None:
+            order = self._rows[order]
         return order.reshape(self.num_batches, self._batch_size)
 
 

@@ -32,6 +32,8 @@ class TrainState:
     """Least held-out error of any epoch."""
     best_epoch: int = -1
     best_weights: dict[str, Tensor] = field(default_factory=dict)
+    mapping: dict[str, Tensor] = field(default_factory=dict)
+    """The map that a loss added to Eq. 3 trains along (App. B): of no student, hence apart from its weights."""
 
 
 class CheckpointWriter:

@@ -12,6 +12,7 @@ import mmap
 import os
 import weakref
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,16 +20,18 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import DTypeLike, NDArray
 
 from leaf.ahead import ahead
+from leaf.encoder import Role
 from leaf.errors import LeafError
 from leaf.files import atomic_path, digest, write_json
 from leaf.progress import progress
-from leaf.teacher.cache import read_vectors
 from leaf.texts.shards import Shard
 from leaf.tokens import ROLES, Tokenizer, Tokens
+from leaf.vector_files import read_vectors
 
 #: Texts tokenised in one call; large enough for the tokenizer's own threads to be busy.
 TOKENIZE_ROWS = 2048
@@ -148,6 +151,33 @@ def build_examples(
     return open_examples(folder, targets_path)
 
 
+def choose_rows(
+    texts: Path, shards: Sequence[dict[str, Any]], kinds: Sequence[Role], limit: int | None, seed: int
+) -> NDArray[np.int64] | None:
+    """Rows of the texts of `shards` that are of `kinds`, at most `limit` of them, ascending; None where all are taken.
+
+    The sample is uniform and follows from `seed`; of two limits, the smaller one's is part of the larger one's. Raises
+    `LeafError` where no text is left.
+    """
+    total = sum(shard["rows"] for shard in shards)
+    if set(kinds) < set(ROLES):
+        rows = np.flatnonzero(np.concatenate([_are_of(kinds, texts / shard["file"]) for shard in shards]))
+    elif limit is None or limit >= total:
+        return None
+    else:
+        rows = np.arange(total)
+    if len(rows) == 0:
+        raise LeafError(
+            f"none of the {total} training texts is of train.kinds = {list(kinds)}; name the other kind, or add texts "
+            "of this one"
+        )
+    if limit is not None and limit < len(rows):
+        # A third word, because (seed, epoch) are the orders of the epochs.
+        generator = np.random.Generator(np.random.PCG64([seed, 0, 1]))
+        rows = np.sort(rows[generator.permutation(len(rows))[:limit]])
+    return rows
+
+
 def _write_targets(path: Path, parts: Sequence[Path], rows: int) -> None:
     """Teacher vectors of all parts as one `.npy`: float32 if any part had to be, else float16."""
     first = [next(read_vectors(part)) for part in parts]
@@ -201,13 +231,26 @@ def _write_tokens(folder: Path, shards: Sequence[Path], rows: int, tokenizer: To
 
 def _read_texts(path: Path) -> Iterator[Shard]:
     """A shard, at most `TOKENIZE_ROWS` rows at a time. A damaged file is a `LeafError`."""
+    with _undamaged(path), pq.ParquetFile(path) as file:
+        for batch in file.iter_batches(TOKENIZE_ROWS, columns=["text", "kind"]):
+            shard = Shard(batch["text"].to_pylist(), batch["kind"].to_pylist())
+            if unknown := set(shard.kinds).difference(ROLES):
+                raise KeyError(f"no kind {unknown.pop()!r}")
+            yield shard
+
+
+def _are_of(kinds: Sequence[Role], path: Path) -> NDArray[np.bool_]:
+    """Whether each text of a shard is of one of `kinds`, `[n]`. A damaged file is a `LeafError`."""
+    with _undamaged(path):
+        column = pq.read_table(path, columns=["kind"])["kind"].cast(pa.string())
+        found: NDArray[np.bool_] = pc.is_in(column, value_set=pa.array(kinds)).to_numpy()
+        return found
+
+
+@contextmanager
+def _undamaged(path: Path) -> Iterator[None]:
     try:
-        with pq.ParquetFile(path) as file:
-            for batch in file.iter_batches(TOKENIZE_ROWS, columns=["text", "kind"]):
-                shard = Shard(batch["text"].to_pylist(), batch["kind"].to_pylist())
-                if unknown := set(shard.kinds).difference(ROLES):
-                    raise KeyError(f"no kind {unknown.pop()!r}")
-                yield shard
+        yield
     except (OSError, KeyError, UnicodeDecodeError, pa.ArrowException) as error:
         problem = str(error).partition("\n")[0]
         raise LeafError(f"{path} is damaged ({problem}); delete {path.parent} and run again") from error

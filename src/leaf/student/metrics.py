@@ -1,10 +1,13 @@
 """What training reports while it runs: `metrics.jsonl` always, TensorBoard and trackio where the recipe names them.
 
-The file holds one JSON object a line, of two kinds. An epoch line has `held_out_error`, and the first of them is from
-before training; the lines between are progress:
+The file holds one JSON object a line, of two kinds. A line of an evaluation has `held_out_error`: one from before
+training, one after every epoch and, with `train.evaluations`, some within it, whose `epoch` is a fraction. The lines
+between are progress. `loss` and `train_loss` are of the whole loss; where one was added to Eq. 3, `leaf_loss` is its
+part:
 
     {"epoch": 1, "step": 500, "lr": 1e-4, "train_loss": 0.41, "held_out_error": 0.43, "seconds": 60.2}
     {"step": 520, "lr": 1e-4, "loss": 0.40, "texts_per_second": 1043.2, "padding": 0.04, …}
+    {"epoch": 1.5, "step": 750, "held_out_error": 0.42, "seconds": 91.0}
 
 Needs no torch, so that a report can read the file.
 """
@@ -52,7 +55,7 @@ class Metrics:
         """The held-out ε written last; NaN before the first."""
         if path is not None:
             _cut(path, size)
-            self.last_error = (held_out_errors(path) or [math.nan])[-1]
+            self.last_error = (held_out_curve(path) or [(0, math.nan)])[-1][1]
 
     def __enter__(self) -> Self:
         return self
@@ -88,12 +91,24 @@ def _cut(path: Path, size: int) -> None:
 
 
 def held_out_errors(path: Path) -> list[float]:
-    """Held-out ε by epoch, the first from before training; progress lines are passed over. No file, no values."""
+    """Held-out ε by epoch, the first from before training; all other lines are passed over. No file, no values."""
+    return [error for epoch, _, error in _evaluations(path) if epoch.is_integer()]
+
+
+def held_out_curve(path: Path) -> list[tuple[int, float]]:
+    """(optimizer steps done, held-out ε) of every evaluation, also within an epoch (Fig. 10). No file, no values."""
+    return [(step, error) for _, step, error in _evaluations(path)]
+
+
+def _evaluations(path: Path) -> list[tuple[float, int, float]]:
+    """(epoch, step, held-out ε) of every evaluation, in the order written."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-        records = [json.loads(line) for line in lines]
-        return [float(record["held_out_error"]) for record in records if "held_out_error" in record]
-    except (ValueError, TypeError) as error:
+        records = [record for line in lines if "held_out_error" in (record := json.loads(line))]
+        return [
+            (float(record["epoch"]), int(record.get("step", 0)), float(record["held_out_error"])) for record in records
+        ]
+    except (ValueError, TypeError, KeyError) as error:
         raise LeafError(f"{path} is damaged ({error}); delete {path.parent} and train again") from error
 
 

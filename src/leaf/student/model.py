@@ -142,31 +142,33 @@ class Student(nn.Module):
 
     def forward(self, features: Features, compute_dtype: torch.dtype = torch.float32) -> Tensor:
         """Vectors `[n, d]` in float32 (Eq. 1). Only the backbone computes in `compute_dtype`."""
-        vectors = self.pool(features, compute_dtype)
-        if not self.is_table:
-            vectors = self.head(vectors)
-        return nn.functional.normalize(vectors, dim=-1) if self.normalises else vectors
+        return self._lift(self.pool(features, compute_dtype))
+
+    def vectors_of(self, states: Tensor, features: Features) -> Tensor:
+        """What `forward` makes of the backbone's token states, once it has them."""
+        return self._lift(self._pool_states(states, features))
 
     def pool(self, features: Features, compute_dtype: torch.dtype = torch.float32) -> Tensor:
         """Pooled states, float32 `[n, d']`: what the head is fitted on."""
         if self.is_table:
             return self._mean_of_table(features)
-        # Casts are not kept for reuse: a captured graph would go on reading the first step's.
-        with torch.autocast(
-            features["input_ids"].device.type,
-            dtype=torch.bfloat16,
-            enabled=compute_dtype == torch.bfloat16,
-            cache_enabled=False,
-        ):
+        with computing_in(compute_dtype, features):
             if is_packed(features):
                 states = packed_states(self.backbone, features)
             else:
                 states = self.first(dict(features))["token_embeddings"]
+        return self._pool_states(states, features)
+
+    def _pool_states(self, states: Tensor, features: Features) -> Tensor:
         states = states.float()
         if is_packed(features):
             return packed_mean(states, features) if self._pooling == "mean" else packed_first(states, features)
         pooled: Tensor = self.model[1]({"token_embeddings": states, **features})["sentence_embedding"]
         return pooled
+
+    def _lift(self, pooled: Tensor) -> Tensor:
+        vectors = pooled if self.is_table else self.head(pooled)
+        return nn.functional.normalize(vectors, dim=-1) if self.normalises else vectors
 
     def _mean_of_table(self, features: Features) -> Tensor:
         table = self.first.embedding.weight
@@ -220,6 +222,13 @@ class Student(nn.Module):
                 # The checkpoint has no pooler, and without this every load would draw a random one and warn of it.
                 transformer["model_args"] = {"add_pooling_layer": False}
             (folder / "sentence_bert_config.json").write_text(json.dumps(transformer, indent=2) + "\n")
+
+
+def computing_in(dtype: torch.dtype, features: Features) -> torch.autocast:
+    """Inside, matrix products of a model that reads `features` are in `dtype`: bfloat16, or float32 as it is."""
+    # Casts are not kept for reuse: a captured graph would go on reading the first step's.
+    device = features["input_ids"].device.type
+    return torch.autocast(device, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16, cache_enabled=False)
 
 
 def build_student(

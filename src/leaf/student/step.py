@@ -20,6 +20,7 @@ from leaf.errors import LeafError
 from leaf.packed import Features
 from leaf.progress import progress
 from leaf.recipe import Train
+from leaf.student.ablation import AddedLoss
 from leaf.student.distributed import World
 from leaf.student.loader import Batch, Loader
 from leaf.student.loss import leaf_loss
@@ -46,13 +47,18 @@ class Reading:
     """What the steps since the last reading came to."""
 
     loss_sum: float
-    """Sum of the steps' mean distances, each before its step."""
+    """Sum of the steps' losses, each before its step."""
+    leaf_sum: float
+    """The part of `loss_sum` that is Eq. 3: all of it, unless a loss is added."""
     gradient_norm: float
     """Norm of the last step's gradient, before clipping."""
 
 
 class Step:
-    """Runs optimizer steps on a student, in one process or many."""
+    """Runs optimizer steps on a student, in one process or many.
+
+    The optimizer holds what is trained: the student and, with a loss `added` to Eq. 3, the map that belongs to it.
+    """
 
     def __init__(
         self,
@@ -63,14 +69,19 @@ class Step:
         dtype: torch.dtype,
         device: str,
         world: World,
+        added: AddedLoss | None = None,
     ) -> None:
         self._student, self._optimizer, self._loader = student, optimizer, loader
         self._settings, self._dtype, self._device, self._world = settings, dtype, device, world
-        self._parameters = [each for each in student.parameters() if each.requires_grad]
+        self._added = added
+        trained = (each for group in optimizer.param_groups for each in group["params"])
+        self._parameters = [each for each in trained if each.requires_grad]
         self._loss_of: Callable[..., Tensor] = self._loss
         self._graphs: dict[int, tuple[Batch, Callable[[], object], Tensor]] | None = None
         self._loss_sum = torch.zeros((), dtype=torch.float64, device=device)
         self._batch_loss = torch.zeros((), device=device)
+        self._leaf_sum = torch.zeros((), dtype=torch.float64, device=device)
+        self._batch_leaf = torch.zeros((), device=device)
         self._norm = torch.zeros((), device=device)
         self._broken = torch.zeros((), dtype=torch.bool, device=device)
 
@@ -104,10 +115,11 @@ class Step:
         """
         self._zero_gradients()
         self._batch_loss.zero_()
+        self._batch_leaf.zero_()
         for batch in slices:
             self._batch_loss += self._replay(batch)
         gradients = [each.grad for each in self._parameters if each.grad is not None]
-        self._world.mean([*gradients, self._batch_loss])
+        self._world.mean([*gradients, self._batch_loss, self._batch_leaf])
         self._norm = torch.nn.utils.get_total_norm(gradients)
         broken = ~(torch.isfinite(self._norm) & torch.isfinite(self._batch_loss))
         if self._settings.clip_norm is not None:
@@ -119,6 +131,7 @@ class Step:
         self._optimizer.step()
         self._broken |= broken
         self._loss_sum += self._batch_loss
+        self._leaf_sum += self._batch_leaf
 
     def read(self) -> Reading:
         """Waits for the device; sums since the last reading. Raises `LeafError` if a step met a non-finite number."""
@@ -128,8 +141,10 @@ class Step:
                 f"{self._norm.item():.4g}); training stopped before the optimizer moved. Lower train.lr, set "
                 "train.clip_norm = 1.0 or train.compute_dtype = 'float32', then run again"
             )
-        reading = Reading(self._loss_sum.item(), self._norm.item())
+        loss_sum = self._loss_sum.item()
+        reading = Reading(loss_sum, self._leaf_sum.item() if self._added else loss_sum, self._norm.item())
         self._loss_sum.zero_()
+        self._leaf_sum.zero_()
         return reading
 
     def _replay(self, batch: Batch) -> Tensor:
@@ -149,8 +164,14 @@ class Step:
         return loss.detach()
 
     def _loss(self, features: Features, targets: Tensor) -> Tensor:
-        # The dummy texts that fill up a bucket come last and have no target.
-        return leaf_loss(self._student(features, self._dtype)[: len(targets)], targets)
+        """The loss of a slice: Eq. 3, and the loss that is added to it, if any."""
+        if self._added is None:
+            # The dummy texts that fill up a bucket come last and have no target.
+            return leaf_loss(self._student(features, self._dtype)[: len(targets)], targets)
+        vectors, added = self._added(features, self._dtype)
+        leaf = leaf_loss(vectors, targets)
+        self._batch_leaf += leaf.detach() / self._settings.accumulation
+        return leaf + added
 
     def _zero_gradients(self) -> None:
         # A captured backward pass adds to gradients at fixed addresses; elsewhere it is cheaper to drop them.

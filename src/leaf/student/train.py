@@ -1,5 +1,7 @@
 """The training loop: nothing but `mean ‖y − ŷ‖₂`, AdamW, and a learning rate that falls in cycles (§2.2).
 
+An ablation may add a loss (App. B). The held-out error is by Eq. 3 alone whatever is trained with.
+
 Batches, learning rate and dropout are pure functions of (seed, step). A run that is killed therefore goes on from its
 last resume point with exactly the steps it would have made, and on a CPU ends with the very same weights (on a GPU,
 where kernels are not bound to one order of summation, with `Engine(deterministic=True)`).
@@ -27,6 +29,7 @@ from leaf.hardware import native_bfloat16
 from leaf.packed import to_device, token_batches
 from leaf.progress import progress
 from leaf.recipe import Train
+from leaf.student.ablation import AddedLoss
 from leaf.student.batches import Batches, token_buckets
 from leaf.student.checkpoint import CheckpointWriter, TrainState, load_checkpoint
 from leaf.student.data import Examples
@@ -79,6 +82,8 @@ def train(
     folder: Path,
     *,
     device: str,
+    rows: NDArray[np.int64] | None = None,
+    added: AddedLoss | None = None,
     engine: Engine = FAST,
     world: World = ALONE,
     label: str = "training",
@@ -88,12 +93,14 @@ def train(
     """Trains `student` in place and leaves it with the weights of its best epoch by held-out error.
 
     Resume points and `metrics.jsonl` go to `folder`; called again with the same arguments, it goes on from there.
-    `trace` is a file for torch's profiler, written after a few steps. `on_epoch(epoch)` is called after every epoch,
-    with the student as it is then, in the main process. Raises `LeafError` when the loss is not finite, before the
-    optimizer has moved, and `Stopped` after SIGTERM, when a resume point has been written.
+    `rows` are the examples to train on, None for all. `added` is the loss that `settings.loss` adds to Eq. 3. `trace`
+    is a file for torch's profiler, written after a few steps. `on_epoch(epoch)` is called after every epoch, with the
+    student as it is then, in the main process. Raises `LeafError` when the loss is not finite, before the optimizer has
+    moved, and `Stopped` after SIGTERM, when a resume point has been written.
     """
+    assert (added is not None) == (settings.loss != "leaf"), "train.loss and the loss that was built differ"
     with _deterministic_kernels(engine.deterministic):
-        training = _Training(student, examples, held_out, settings, folder, device, engine, world)
+        training = _Training(student, examples, held_out, settings, folder, device, rows, added, engine, world)
         with training.open(label, trace):
             training.begin()
             while training.epoch < training.epochs:
@@ -116,12 +123,14 @@ class _Training:
         settings: Train,
         folder: Path,
         device: str,
+        rows: NDArray[np.int64] | None,
+        added: AddedLoss | None,
         engine: Engine,
         world: World,
     ) -> None:
         self.student, self.held_out, self.settings = student, held_out, settings
         self.folder, self.device, self.world = folder, device, world
-        self.batches = Batches(examples.lengths, settings.batch_size, settings.seed, settings.length_window)
+        self.batches = Batches(examples.lengths, settings.batch_size, settings.seed, settings.length_window, rows)
         self.epochs = settings.cycles * settings.epochs_per_cycle
         if settings.batch_size % (world.size * settings.accumulation):
             raise LeafError(
@@ -131,23 +140,27 @@ class _Training:
             )
         on_gpu, dtype = device.startswith("cuda"), compute_dtype(settings.compute_dtype, device)
         student.to(device)
+        self.mapping: torch.nn.Module = torch.nn.Identity()
+        if added is not None:
+            added.to(device)
+            self.mapping = added.mapping
         _set_dropout(student, settings.dropout)
         self.optimizer = torch.optim.AdamW(
-            student.parameters(),
+            [*student.parameters(), *self.mapping.parameters()],
             lr=settings.lr,
             betas=settings.betas,
             weight_decay=settings.weight_decay,
             fused=True,  # one pass over the weights instead of several, on the CPU too
         )
-        self.state = _resume(folder, student, self.optimizer)
-        world.copy_from_main(student.state_dict().values())
-        # Flash attention computes in 16 bits only, so a float32 run on a GPU is padded.
-        student.use_packing(not on_gpu or dtype == torch.bfloat16)
+        self.state = _resume(folder, student, self.mapping, self.optimizer)
+        world.copy_from_main([*student.state_dict().values(), *self.mapping.state_dict().values()])
+        # Flash attention computes in 16 bits only, so a float32 run on a GPU is padded. Added losses know padding only.
+        student.use_packing(added is None and (not on_gpu or dtype == torch.bfloat16))
         fixed_shapes = on_gpu and student.packed and (engine.compile or engine.graphs)
         slices = self.batches.epoch(0).reshape(-1, settings.batch_size // (settings.accumulation * world.size))
         totals = examples.lengths[slices].sum(axis=1)
         self.loader = Loader(student, examples, device, token_buckets(totals, NUM_BUCKETS) if fixed_shapes else ())
-        self.step = Step(student, self.optimizer, self.loader, settings, dtype, device, world)
+        self.step = Step(student, self.optimizer, self.loader, settings, dtype, device, world, added)
         if fixed_shapes and engine.compile:
             self.step.compile()
         if fixed_shapes and engine.graphs:
@@ -155,6 +168,8 @@ class _Training:
             self.step.capture([self.loader.batch(rows) for bucket, rows in one_per_bucket.items() if bucket])
         self.read_every = GPU_READ_EVERY if on_gpu else 1
         self.line_every = max(1, self.batches.num_batches // LINES_PER_EPOCH)
+        parts = range(1, settings.evaluations)
+        self.evaluate_after = {part * self.batches.num_batches // settings.evaluations for part in parts}
         self.rates = Rates()
         self.error = math.nan
 
@@ -211,9 +226,12 @@ class _Training:
                 self.rates.add(batch.num_texts, batch.num_tokens, batch.num_computed)
             self.traced()
             done = state.step % num_batches or num_batches
-            if done == num_batches or done % self.line_every == 0 or done % self.read_every == 0:
+            evaluate = done in self.evaluate_after
+            if evaluate or done == num_batches or done % self.line_every == 0 or done % self.read_every == 0:
                 self._read(unread, lr, write_line=done % self.line_every == 0)
                 unread = 0
+                if evaluate:
+                    self._evaluate_within(state.step / num_batches)
                 if done < num_batches:  # after an epoch, both wait for the evaluation
                     self._save_or_stop()
 
@@ -239,6 +257,7 @@ class _Training:
     def save(self) -> None:
         """A resume point for where training stands now."""
         self.saved_at = time.monotonic()
+        self.state.mapping = self.mapping.state_dict()
         self.state.metrics_bytes, self.state.seconds = self.metrics.size, self._seconds()
         if self.world.is_main:
             self.writer.save(self.state, self.student.state_dict(), self.optimizer.state_dict())
@@ -263,6 +282,13 @@ class _Training:
         with self.rates.paused():
             self.error = held_out_error(self.student, self.held_out, self.device)
 
+    def _evaluate_within(self, epoch: float) -> None:
+        """A point of the curve of Fig. 10. Only whole epochs are candidates for the best."""
+        self._evaluate()
+        line = {"epoch": epoch, "step": self.state.step, "held_out_error": self.error, "seconds": self._seconds()}
+        self.metrics.write(line)
+        self.student.train(self.settings.dropout > 0)
+
     def _read(self, unread: int, lr: float, *, write_line: bool) -> None:
         """Looks at the last `unread` steps: stops on a non-finite number, moves the bar, writes a line of metrics."""
         reading = self.step.read()
@@ -273,6 +299,8 @@ class _Training:
         )
         if write_line:
             line = {"step": self.state.step, "lr": lr, "loss": loss, "gradient_norm": reading.gradient_norm}
+            if self.settings.loss != "leaf":
+                line["leaf_loss"] = reading.leaf_sum / unread
             line |= {**self.rates.read(), "seconds": self._seconds()}
             if (memory := gpu_memory_gb(self.device)) is not None:
                 line["gpu_memory_gb"] = memory
@@ -297,8 +325,12 @@ class _Training:
         return np.split(rows[self.world.rank :: self.world.size], self.settings.accumulation)
 
 
-def start_head(student: Student, examples: Examples, num_texts: int, device: str) -> Head | None:
+def start_head(
+    student: Student, examples: Examples, num_texts: int, device: str, rows: NDArray[np.int64] | None = None
+) -> Head | None:
     """Fits the student's head in closed form on `num_texts` texts, spread evenly over the training texts.
+
+    The training texts are all examples, or `rows` of them.
 
     With `num_texts = 0` the head stays random: None, after a table has been widened to the teacher's dimension.
     """
@@ -307,8 +339,10 @@ def start_head(student: Student, examples: Examples, num_texts: int, device: str
             dim, width = examples.targets.shape[1], student.first.embedding_dim
             student.set_head(random_head(dim, width))
         return None
-    num_texts = min(num_texts, len(examples))
-    rows = np.linspace(0, len(examples) - 1, num_texts).astype(np.int64)
+    available = len(examples) if rows is None else len(rows)
+    num_texts = min(num_texts, available)
+    chosen = np.linspace(0, available - 1, num_texts).astype(np.int64)
+    rows = chosen if rows is None else rows[chosen]
     # Neighbours of like length pad each other little. The fit holds out every tenth row, hence every length alike.
     rows = rows[np.argsort(examples.lengths[rows], kind="stable")]
     student.to(device).eval()
@@ -350,12 +384,13 @@ def compute_dtype(wanted: Literal["auto", "float32", "bfloat16"], device: str) -
     return torch.bfloat16 if lower else torch.float32
 
 
-def _resume(folder: Path, student: Student, optimizer: torch.optim.Optimizer) -> TrainState:
+def _resume(folder: Path, student: Student, mapping: torch.nn.Module, optimizer: torch.optim.Optimizer) -> TrainState:
     resumed = load_checkpoint(folder / "resume.pt")
     if resumed is None:
         return TrainState()
     state, weights, moments = resumed
     student.load_state_dict(weights)
+    mapping.load_state_dict(state.mapping)
     optimizer.load_state_dict(moments)
     return state
 

@@ -12,8 +12,8 @@ from leaf.encoder import Encoder, Vectors
 from leaf.errors import LeafError
 from leaf.files import digest
 from leaf.progress import Bar, progress
-from leaf.teacher.cache import Part, check_part, is_normalised, write_part
 from leaf.texts.shards import read_shard
+from leaf.vector_files import Part, check_part, is_normalised, write_part
 
 
 class TeacherEncoder(Encoder, Protocol):

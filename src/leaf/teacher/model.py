@@ -20,8 +20,8 @@ from leaf.errors import LeafError
 from leaf.files import digest, file_digest
 from leaf.hardware import native_bfloat16
 from leaf.models import HubUnreachable, hub_revision, resolve_model, short_name
-from leaf.teacher.cache import MIN_COSINE, min_cosine
 from leaf.teacher.packed import PackedPass
+from leaf.vector_files import MIN_COSINE, min_cosine
 
 #: Batches encoded between two calls of `advance`; Sentence Transformers sorts by length within such a chunk.
 BATCHES_PER_CHUNK = 8

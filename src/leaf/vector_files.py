@@ -1,7 +1,8 @@
-"""Teacher vectors on disk: Parquet parts, row-aligned with the text shards, each saying what made it.
+"""Vectors on disk: Parquet parts, row-aligned with the texts they are of, each saying what made it.
 
-A part carries the teacher's identity and the digest of its texts in its own footer, so a part from elsewhere is an
-error that names the field, wherever it was copied to.
+The teacher's vectors of training texts (`embeddings/<key>/`) and those of evaluation sets are kept so. A part carries
+the encoder's identity and the digest of its texts in its own footer, so a part from elsewhere is an error that names
+the field, wherever it was copied to.
 """
 
 import json
@@ -93,8 +94,8 @@ def check_part(path: Path, key: dict[str, Any]) -> Part:
         raise LeafError(f"{path} is damaged or not a part of an embedding cache; delete it and run again") from error
     if held["key"] != key:
         raise LeafError(
-            f"{path} holds vectors of another teacher or other texts ({difference(held['key'], key)}); choose another "
-            "--out, or delete the embeddings folder to compute them again"
+            f"{path} holds vectors of another encoder or other texts ({difference(held['key'], key)}); choose another "
+            f"--out, or delete {path.parent} to compute them again"
         )
     return Part(**held["part"])
 

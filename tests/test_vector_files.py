@@ -3,7 +3,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from leaf.errors import LeafError
-from leaf.teacher.cache import check_part, is_normalised, read_vectors, write_part
+from leaf.vector_files import check_part, is_normalised, read_vectors, write_part
 
 KEY = {"teacher": {"model": "a", "max_length": 128}, "texts": "t"}
 
