@@ -3,7 +3,8 @@
 Sources are read once, into a temporary file, since reading may mean downloading. Beside it only hashes are
 kept, 16 bytes a row, and every choice is made on them: a text's keyed hash is its ticket in a lottery that
 the lowest tickets win. So samples are uniform and exact in size, and neither the order of the rows nor the
-number of machines that wrote them changes who wins.
+number of machines that wrote them changes who wins. Texts that are in a benchmark never reach that file: they
+are neither trained on nor held out, and everything else is as if they had not been there.
 """
 
 import enum
@@ -11,13 +12,12 @@ import hashlib
 import json
 import shutil
 import time
-import unicodedata
 from array import array
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -29,17 +29,29 @@ from leaf.errors import LeafError
 from leaf.files import write_text
 from leaf.progress import LINE_INTERVAL, progress, say
 from leaf.recipe import Prepare, TextSource
+from leaf.texts.forms import normal_form
+from leaf.texts.leaks import Benchmark, LeakCheck
 from leaf.texts.shards import HELD_OUT, shard_digest, shard_name, write_shard
 from leaf.texts.sources import Kind, Malformed, Row, name_of, read
 
 HELD_OUT_PAIRS = "held-out-pairs"
 #: Rows of the temporary file written and read at a time.
 BATCH_ROWS = 8192
-#: Below so many letters and digits, punctuation is what tells texts apart: C and C++, 1.5 and 15, :-) and
-#: :-(.
-SHORT_FORM = 8
+#: … or so many characters, whichever is less.
+BATCH_CHARACTERS = 1 << 23
+#: Why a text that the leak check found is not kept.
+IN_BENCHMARK = "in a benchmark"
 
 _Hashes = npt.NDArray[np.uint64]
+
+
+class _Text(NamedTuple):
+    """A `Row` whose text is usable."""
+
+    text: str
+    kind: Kind
+    source: str
+    pair: str | None
 
 
 class Fate(enum.IntEnum):
@@ -62,41 +74,32 @@ _REASONS = {
 }
 
 
-def prepare(sources: Sequence[TextSource], settings: Prepare, folder: Path) -> dict[str, Any]:
+def prepare(
+    sources: Sequence[TextSource], settings: Prepare, folder: Path, benchmarks: Sequence[Benchmark] = ()
+) -> dict[str, Any]:
     """Writes shards, `held-out.parquet` and, if asked for, `held-out-pairs/`; returns facts for the manifest.
 
     Where texts repeat, the one read first is kept, so the order of the sources decides its kind and its
-    spelling. Raises `LeafError` for sources that give nothing, and for fewer texts or pairs than are to be
-    held out.
+    spelling. `benchmarks` are what `settings.leak_check` names: a text that is in one of them (see
+    `leaf.texts.leaks`) is rejected like any other, and a pair of which either side is rejected is none.
+
+    Raises `LeafError` for sources that give nothing, for fewer texts or pairs than are to be held out and, where
+    `settings.leaks` is "refuse", for a text in a benchmark, before anything is written.
     """
+    if settings.leak_check and not benchmarks:
+        raise LeafError(
+            f"prepare.leak_check asks for {', '.join(settings.leak_check)}, but no benchmark texts came with it; "
+            "hand them to prepare(), as `leaf texts` does"
+        )
     folder.mkdir(parents=True, exist_ok=True)
     _clear(folder)
     spool = folder / ".rows.tmp"
     try:
-        rows = _collect(sources, settings, spool)
+        rows = _collect(sources, settings, spool, benchmarks)
         fates = _choose(rows, settings)
         return _write(rows, fates, settings, spool, folder)
     finally:
         spool.unlink(missing_ok=True)
-
-
-def normal_form(text: str) -> str:
-    """`text` in lower case without punctuation and white space: equal for texts that are as good as the same.
-
-    Symbols (`+ < $ €`) and combining marks stay, since they carry meaning. A short text keeps its
-    punctuation.
-    """
-    folded = unicodedata.normalize("NFKC", text).casefold()
-    form = folded.translate(_PUNCTUATION)
-    return form if len(form) >= SHORT_FORM else "".join(folded.split())
-
-
-#: Deletes punctuation, spaces, control and format characters, and modifiers such as ^ and `.
-_PUNCTUATION = dict.fromkeys(
-    code
-    for code in range(0x110000)
-    if (category := unicodedata.category(chr(code)))[0] in "PZ" or category in ("Cc", "Cf", "Sk")
-)
 
 
 @dataclass
@@ -110,6 +113,8 @@ class _Rows:
     """Name → the rows of its query and its document."""
     read: Counter[str] = field(default_factory=Counter)
     rejected: dict[str, Counter[str]] = field(default_factory=dict)
+    leaks: dict[str, Any] | None = None
+    """What the leak check found; None where none was asked for."""
 
 
 def _clear(folder: Path) -> None:
@@ -120,37 +125,31 @@ def _clear(folder: Path) -> None:
         shutil.rmtree(folder / HELD_OUT_PAIRS)
 
 
-def _collect(sources: Sequence[TextSource], settings: Prepare, spool: Path) -> _Rows:
+def _collect(sources: Sequence[TextSource], settings: Prepare, spool: Path, benchmarks: Sequence[Benchmark]) -> _Rows:
     """Reads every source once and writes the usable rows to `spool`, in order."""
     key = settings.seed.to_bytes(16, "little", signed=True)
     exact, forms = array("Q"), array("Q")
     sides: dict[str, dict[Kind, int]] = {}
     read_counts: Counter[str] = Counter()
-    rejected: dict[str, Counter[str]] = {}
+    rejected: dict[str, Counter[str]] = defaultdict(Counter)
     schema = pa.schema({"text": pa.string(), "kind": pa.string(), "source": pa.string()})
-    pending: list[tuple[str, str, str]] = []
-
-    def flush() -> None:
-        columns = [list(column) for column in zip(*pending, strict=True)] or [[], [], []]
-        writer.write_batch(pa.record_batch(columns, schema=schema))
-        pending.clear()
-
+    check = LeakCheck(benchmarks) if benchmarks else None
+    usable = _usable(_rows(sources, settings.seed), settings.max_characters, read_counts, rejected)
     with pq.ParquetWriter(spool, schema, compression="zstd") as writer:
-        for row in _rows(sources, settings.seed):
-            read_counts[row.source] += 1
-            reason = _rejection(row.text, settings.max_characters)
-            if reason is not None:
-                rejected.setdefault(row.source, Counter())[reason] += 1
-                continue
-            assert isinstance(row.text, str)
-            if row.pair is not None:
-                sides.setdefault(row.pair, {})[row.kind] = len(forms)
-            exact.append(_hash(row.text, key))
-            forms.append(_hash(normal_form(row.text), key))
-            pending.append((row.text, row.kind, row.source))
-            if len(pending) == BATCH_ROWS:
-                flush()
-        flush()
+        for batch in _batches(usable):
+            leaking = check([row.text for row in batch], [row.source for row in batch]) if check else set()
+            for position in leaking:
+                rejected[batch[position].source][IN_BENCHMARK] += 1
+            kept = [row for position, row in enumerate(batch) if position not in leaking]
+            for row in kept:
+                if row.pair is not None:
+                    sides.setdefault(row.pair, {})[row.kind] = len(forms)
+                exact.append(_hash(row.text, key))
+                forms.append(_hash(normal_form(row.text), key))
+            columns = [[row.text for row in kept], [row.kind for row in kept], [row.source for row in kept]]
+            writer.write_batch(pa.record_batch(columns, schema=schema))
+    if check and settings.leaks == "refuse":
+        check.refuse()
     if not forms:
         reasons = sum(rejected.values(), Counter()).most_common()
         raise LeafError(
@@ -158,7 +157,36 @@ def _collect(sources: Sequence[TextSource], settings: Prepare, spool: Path) -> _
             f"({', '.join(f'{reason} {count:,}' for reason, count in reasons)}); check that `column` is right"
         )
     pairs = {name: (rows["query"], rows["document"]) for name, rows in sides.items() if len(rows) == 2}
-    return _Rows(np.asarray(exact, np.uint64), np.asarray(forms, np.uint64), pairs, read_counts, rejected)
+    facts = check.facts() if check else None
+    return _Rows(np.asarray(exact, np.uint64), np.asarray(forms, np.uint64), pairs, read_counts, rejected, facts)
+
+
+def _usable(
+    rows: Iterable[Row], max_characters: int, read_counts: Counter[str], rejected: dict[str, Counter[str]]
+) -> Iterator[_Text]:
+    """The rows that are texts; counts the others by reason."""
+    for row in rows:
+        read_counts[row.source] += 1
+        reason = _rejection(row.text, max_characters)
+        if reason is not None:
+            rejected[row.source][reason] += 1
+            continue
+        assert isinstance(row.text, str)
+        yield _Text(row.text, row.kind, row.source, row.pair)
+
+
+def _batches(rows: Iterable[_Text]) -> Iterator[list[_Text]]:
+    """Lists of up to `BATCH_ROWS` rows, shorter where texts are long."""
+    batch: list[_Text] = []
+    characters = 0
+    for row in rows:
+        batch.append(row)
+        characters += len(row.text)
+        if len(batch) == BATCH_ROWS or characters >= BATCH_CHARACTERS:
+            yield batch
+            batch, characters = [], 0
+    if batch:
+        yield batch
 
 
 def _rows(sources: Iterable[TextSource], seed: int) -> Iterator[Row]:
@@ -292,6 +320,7 @@ def _write(rows: _Rows, fates: npt.NDArray[np.uint8], settings: Prepare, spool: 
         "kinds": {kind: kinds[kind] for kind in ("query", "document")},
         "mean_characters": round(characters / num_rows, 1),
         "sources": _counts(rows, outcomes),
+        "leaks": rows.leaks,
     }
 
 
