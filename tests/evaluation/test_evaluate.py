@@ -186,6 +186,9 @@ def test_sts_is_the_rank_correlation_of_cosines_of_documents(pairs, angles, expe
     [score] = evaluate(encoder, pairs, "standard")
     assert score.value == pytest.approx(expected)
     assert (score.task, score.measure, score.num_queries, score.per_query) == ("sts", "spearman", 3, {})
+    cosines = [math.cos(math.radians(angle)) for angle in angles]
+    assert [gold for _, gold in score.pairs] == [5.0, 3.0, 1.0]
+    assert [similarity for similarity, _ in score.pairs] == pytest.approx(cosines, abs=1e-6)
     assert encoder.encoded == {"document": 6}
 
 
@@ -222,7 +225,8 @@ def test_the_cache_tells_encoders_and_datasets_of_one_name_apart(tiny):
     other = fake("e", random_vectors(1), random_vectors(2))
     assert values(evaluate(other, tiny, "teacher", cache))["ndcg@10"] < 0.06
     swapped = RetrievalSet("tiny", tiny.documents, tiny.documents, {d: {d: 1} for d in tiny.documents})
-    assert not cache.holds(other, swapped, "documents")
+    assert cache.holds(other, swapped, "documents")  # the same texts in the same role
+    assert not cache.holds(other, swapped, "queries")
 
 
 def test_all_systems_are_scored_on_all_datasets_and_recorded_under_the_callers_names(tiny, pairs, tmp_path):

@@ -16,12 +16,13 @@ SCORE = Score(
     encoder="student",
     queries="student",
     documents="teacher",
+    compute_dtype="float32",
     dataset_digest="abc",
     notes=("a note: 1",),
     provenance={"leaf": "0"},
     per_query={"q1": 1.0, "q2": 0.0},
 )
-STS = replace(SCORE, dataset="sts12", task="sts", measure="spearman", per_query={})
+STS = replace(SCORE, dataset="sts12", task="sts", measure="spearman", per_query={}, pairs=((0.5, 1.0), (0.25, 3.0)))
 
 
 def test_what_is_written_is_read_back_values_and_all(tmp_path):
@@ -36,6 +37,14 @@ def test_a_record_is_small_and_its_values_lie_beside_it(tmp_path):
     assert (record["value"], record["documents"]) == (0.5, "teacher")
     values = json.loads((tmp_path / "per-query" / "scifact.asymmetric.student.ndcg@10.json").read_text())
     assert values == {"q1": 1.0, "q2": 0.0}
+
+
+def test_a_correlation_keeps_its_pairs(tmp_path):
+    write([STS], tmp_path)
+    assert json.loads((tmp_path / "per-query" / STS.filename).read_text()) == {"pairs": [[0.5, 1.0], [0.25, 3.0]]}
+    (tmp_path / "per-query" / STS.filename).write_text('{"pairs": [[0.5, 1.0]]}')
+    with pytest.raises(LeafError, match=r"has 2 queries and .* 1; evaluate again"):
+        read(tmp_path)
 
 
 def test_names_that_are_paths_stay_inside_the_folder(tmp_path):

@@ -1,9 +1,18 @@
 import numpy as np
 import pytest
+from scipy.stats import spearmanr
+from sklearn.metrics import average_precision_score
 
 from leaf.errors import LeafError
 from leaf.evaluation import statistics
-from leaf.evaluation.statistics import difference, mean_retention, retention
+from leaf.evaluation.statistics import (
+    AveragePrecision,
+    Correlation,
+    difference,
+    mean_difference,
+    mean_retention,
+    retention,
+)
 
 
 def test_retention_is_the_ratio_of_means_and_not_the_mean_of_ratios():
@@ -79,3 +88,52 @@ def test_resamples_in_which_the_teacher_finds_nothing_are_left_out():
 def test_scores_that_cannot_be_compared_are_refused(student, teacher, message):
     with pytest.raises(LeafError, match=message):
         retention(student, teacher)
+
+
+def tied(seed: int, n: int = 60) -> np.ndarray:
+    """(similarity, gold) pairs, related and with many equal values."""
+    rng = np.random.default_rng(seed)
+    gold = rng.integers(0, 6, n)
+    return np.stack([np.round(gold + rng.normal(0, 2, n)), gold], axis=1)
+
+
+def test_a_resampled_correlation_is_scipys_of_the_drawn_pairs():
+    pairs = tied(0)
+    drawn = np.random.default_rng(1).integers(len(pairs), size=(20, len(pairs)))
+    expected = [spearmanr(*pairs[rows].T).statistic for rows in drawn]
+    assert Correlation(pairs).resampled(drawn) == pytest.approx(expected, abs=1e-12)
+    assert Correlation(pairs).score() == pytest.approx(spearmanr(*pairs.T).statistic, abs=1e-12)
+
+
+def test_a_resampled_average_precision_is_sklearns_of_the_drawn_pairs():
+    pairs = tied(2)
+    pairs[:, 1] = pairs[:, 1] > 3
+    drawn = np.random.default_rng(3).integers(len(pairs), size=(20, len(pairs)))
+    expected = [average_precision_score(pairs[rows, 1], pairs[rows, 0]) for rows in drawn]
+    assert AveragePrecision(pairs).resampled(drawn) == pytest.approx(expected, abs=1e-12)
+
+
+def test_pairs_are_resampled_jointly():
+    # The same similarities have the same correlation in every resample; others of equal quality have not.
+    one, other = tied(4), tied(5)
+    assert retention(Correlation(one), Correlation(one), resamples=200) == pytest.approx((100, 100, 100))
+    other[:, 1] = one[:, 1]
+    _, low, high = difference(Correlation(one), Correlation(other), resamples=200)
+    assert low < high
+
+
+def test_a_difference_is_resolved_when_its_interval_leaves_zero():
+    assert difference([1, 0], [0.5, 0.5]).covers(0)
+    assert not difference([0.9, 0.8], [0.5, 0.5]).covers(0)
+
+
+def test_mean_difference_is_the_mean_over_datasets():
+    one, two = np.full(10, 0.5), np.full(1000, 0.5)
+    assert mean_difference([(one + 0.125, one), (two, two)]) == pytest.approx((0.0625, 0.0625, 0.0625))
+
+
+def test_scores_over_other_pairs_are_refused():
+    with pytest.raises(LeafError, match="on 60 and on 50 items"):
+        retention(Correlation(tied(0)), Correlation(tied(0, 50)))
+    with pytest.raises(LeafError, match="NaN or infinite"):
+        Correlation([(0.5, 1.0), (np.nan, 2.0)])

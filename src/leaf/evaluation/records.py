@@ -1,9 +1,10 @@
-"""Scores on disk: one small JSON file per measurement, per-query values beside it.
+"""Scores on disk: one small JSON file per measurement, what it was computed from beside it.
 
     scores/scifact.asymmetric.student.ndcg@10.json            what was measured, on what, by which code
     scores/per-query/scifact.asymmetric.student.ndcg@10.json  query id → value, which intervals are made from
 
-A record is written after its values, so where it is there both are.
+Correlations and average precisions are no means over queries: they keep each pair's similarity beside its gold value
+instead, so that an interval can be made for them too. A record is written after its values: where it is, both are.
 """
 
 import json
@@ -16,37 +17,54 @@ from typing import Any, Literal
 from leaf.errors import LeafError
 from leaf.files import write_json
 
-Task = Literal["retrieval", "sts"]
-Measure = Literal["ndcg@10", "recall@100", "spearman"]
+Task = Literal["retrieval", "reranking", "sts", "classification", "clustering", "pair_classification", "summarization"]
+#: The measure of each task that tables show and retention is made of; the records may hold more.
+MAIN_MEASURES: Mapping[Task, str] = {
+    "retrieval": "ndcg@10",
+    "reranking": "map@1000",
+    "sts": "spearman",
+    "classification": "accuracy",
+    "clustering": "v_measure",
+    "pair_classification": "ap",
+    "summarization": "spearman",
+}
 Mode = Literal["teacher", "standard", "asymmetric", "bm25"]
 
 PER_QUERY = "per-query"
+PER_QUERY_MEASURES = ("ndcg@10", "recall@100")
+EVIDENCE = {"per_query", "pairs"}
 
 
 @dataclass(frozen=True)
 class Score:
-    """One measurement. All but `per_query` is in the JSON record."""
+    """One measurement. All but `per_query` and `pairs` is in the JSON record."""
 
     dataset: str
     task: Task
-    measure: Measure
+    measure: str
+    """`ndcg@10`, `recall@100`, `spearman` … (`MAIN_MEASURES`), or the name mteb gives it."""
     mode: Mode
     """`standard`: one student on both sides. `asymmetric`: queries by a student, documents by its teacher."""
     value: float
     """0 to 1 (Spearman: −1 to 1); the mean over queries, or the correlation over pairs."""
     num_queries: int
-    """Queries scored; for sts, sentence pairs."""
+    """Queries scored; elsewhere sentence pairs, or texts."""
     encoder: str
     queries: str
-    """What encoded the queries; for sts, both sentences."""
+    """What encoded the queries; where a task has no two sides, all of its texts."""
     documents: str
-    """What encoded the documents; for sts, both sentences."""
+    """What encoded the documents; where a task has no two sides, all of its texts."""
+    compute_dtype: str
+    """What the encoders computed in: float32, or bfloat16 where a sample of the texts hardly moves. BM25: none."""
     dataset_digest: str
     notes: tuple[str, ...]
     """What a reader of the value should know about the dataset."""
     provenance: Mapping[str, Any]
     per_query: Mapping[str, float] = field(default_factory=dict, repr=False)
-    """Query id → value. Empty for sts, where the measure is not a mean over pairs."""
+    """Query id → value; their mean is `value`. For classification test text → share of the classifiers that are right,
+    for clustering sample → v-measure. Empty where the measure is no mean."""
+    pairs: tuple[tuple[float, float], ...] = field(default=(), repr=False)
+    """(similarity, gold) of each pair, for measures over pairs. The order is the dataset's."""
 
     @property
     def filename(self) -> str:
@@ -68,9 +86,9 @@ def write(records: Iterable[Score], folder: str | Path) -> None:
             )
     for name, record in by_name.items():
         # The record goes last: where it is there, its values are complete.
-        if record.per_query:
-            write_json(folder / PER_QUERY / name, record.per_query)
-        write_json(folder / name, {key: value for key, value in asdict(record).items() if key != "per_query"})
+        if record.per_query or record.pairs:
+            write_json(folder / PER_QUERY / name, record.per_query or {"pairs": record.pairs})
+        write_json(folder / name, {key: value for key, value in asdict(record).items() if key not in EVIDENCE})
 
 
 def read(folder: str | Path) -> list[Score]:
@@ -81,16 +99,21 @@ def read(folder: str | Path) -> list[Score]:
 
 def _read(path: Path) -> Score:
     record = _json(path)
-    expected = {each.name for each in fields(Score)} - {"per_query"}
+    expected = {each.name for each in fields(Score)} - EVIDENCE
     if record.keys() != expected:
         odd = ", ".join(sorted(record.keys() ^ expected))
         raise LeafError(f"{path} is not a score of this version of leaf (missing or unknown: {odd}); evaluate again")
-    per_query = _json(path.parent / PER_QUERY / path.name) if record["task"] == "retrieval" else {}
-    if per_query and len(per_query) != record["num_queries"]:
-        raise LeafError(
-            f"{path} has {record['num_queries']} queries and {PER_QUERY}/{path.name} {len(per_query)}; evaluate again"
-        )
-    return Score(**{**record, "notes": tuple(record["notes"]), "per_query": per_query})
+    record["notes"] = tuple(record["notes"])
+    beside = path.parent / PER_QUERY / path.name
+    # Some of mteb's measures come as a number alone; of ours the values are there.
+    kept = _json(beside) if beside.exists() or record["measure"] in PER_QUERY_MEASURES else {}
+    pairs = tuple((similarity, gold) for similarity, gold in kept.pop("pairs", ()))
+    for values in (kept, pairs):
+        if values and len(values) != record["num_queries"] and record["task"] != "clustering":
+            raise LeafError(
+                f"{path} has {record['num_queries']} queries and {PER_QUERY}/{path.name} {len(values)}; evaluate again"
+            )
+    return Score(**record, per_query=kept, pairs=pairs)
 
 
 def _json(path: Path) -> dict[str, Any]:
