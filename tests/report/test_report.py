@@ -68,6 +68,7 @@ def score(dataset: str, mode: Any, encoder: str, values: list[float]) -> Score:
         encoder=encoder,
         queries=encoder,
         documents=encoder,
+        compute_dtype="float32",
         dataset_digest="0",
         notes=(),
         provenance={},
@@ -76,7 +77,7 @@ def score(dataset: str, mode: Any, encoder: str, values: list[float]) -> Score:
 
 
 def sts(mode: Any, encoder: str, value: float) -> Score:
-    return Score("similar", "sts", "spearman", mode, value, 50, encoder, encoder, encoder, "0", (), {})
+    return Score("similar", "sts", "spearman", mode, value, 50, encoder, encoder, encoder, "float32", "0", (), {})
 
 
 def put(path: Path, value: Any) -> None:

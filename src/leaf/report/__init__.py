@@ -7,6 +7,7 @@ Writes: `report.json`, `report.md`, `report.html` (self-contained), `figures/*.s
     print_summary(report, Console())
 """
 
+from collections import ChainMap
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from leaf.recipe import Recipe
 from leaf.report.data import read_run
 from leaf.report.figures import draw_figures
 from leaf.report.pages import render
+from leaf.report.sections import records, sections
 from leaf.report.summary import print_summary
 
 __all__ = ["print_summary", "write_report"]
@@ -27,12 +29,13 @@ def write_report(folder: Path, recipe: Recipe) -> dict[str, Any]:
     naming the file that is missing or damaged. Written again, only the provenance in `report.json` differs.
     """
     report = read_run(folder, recipe)
-    figures = draw_figures(report["students"])
-    for name, figure in figures.items():
+    report |= records(folder)
+    figures, more = draw_figures(report["students"]), sections(folder, report)
+    for name, figure in ChainMap(figures, *(each.figures for each in more)).items():
         write_text(folder / "figures" / f"{name}.svg", figure.svg)
     for student in report["students"]:
         write_text(folder / student["path"] / "README.md", render("card.md", report, student=student))
     for page in ("report.md", "report.html"):
-        write_text(folder / page, render(page, report, figures=figures))
+        write_text(folder / page, render(page, report, figures=figures, sections=more))
     write_json(folder / "report.json", report)
     return report

@@ -7,10 +7,11 @@ cannot disagree.
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 from leaf.errors import LeafError
-from leaf.evaluation import records, statistics
+from leaf.evaluation import records
+from leaf.evaluation.compare import MODES, compare, main_scores, means
 from leaf.evaluation.records import Score
 from leaf.models import short_name
 from leaf.provenance import provenance
@@ -20,9 +21,6 @@ from leaf.run import read_manifest
 from leaf.student.metrics import held_out_errors
 from leaf.texts.sources import name_of
 
-MODES: tuple[Literal["standard"], Literal["asymmetric"]] = ("standard", "asymmetric")
-#: The measure of each task that a report shows; the records hold more.
-MEASURES = {"retrieval": "ndcg@10", "sts": "spearman"}
 #: What a student's manifest tells the report, besides what its schema names.
 TRAINING = (
     "max_length",
@@ -46,11 +44,11 @@ def read_run(folder: Path, recipe: Recipe) -> dict[str, Any]:
     Raises `LeafError` where a stage is not complete or a file is damaged.
     """
     manifest = _manifest(folder / "scores")
-    found = [each for each in records.read(folder / "scores") if each.measure == MEASURES[each.task]]
+    found = main_scores(records.read(folder / "scores"))
     order = {name: position for position, name in enumerate(manifest.get("datasets", []))}
     found.sort(key=lambda score: order.get(score.dataset, len(order)))
     teacher, bm25 = (_select(found, mode) for mode in ("teacher", "bm25"))
-    students = [_student(folder, recipe, each, found, teacher) for each in recipe.students]
+    students = [_student(folder, recipe, each, found) for each in recipe.students]
     space = _read(folder / recipe.students[0].name / "space.json", {})
     speed = _read(folder / "speed" / "teacher.json", {})
     hardware = speed.get("provenance", {}).get("hardware", {})
@@ -80,25 +78,17 @@ def read_run(folder: Path, recipe: Recipe) -> dict[str, Any]:
             **{key: speed.get(key) for key in ("device", "num_queries")},
             **{key: hardware.get(key) for key in ("cpu", "threads")},
         },
-        "notes": _notes(recipe, teacher),
+        "notes": _notes(recipe, teacher, manifest.get("not_measured", {})),
         "measured": manifest.get("provenance", {}),
         "provenance": provenance(),
     }
 
 
-def _student(
-    folder: Path, recipe: Recipe, settings: StudentSettings, found: Sequence[Score], teacher: Scores
-) -> dict[str, Any]:
+def _student(folder: Path, recipe: Recipe, settings: StudentSettings, found: Sequence[Score]) -> dict[str, Any]:
     manifest = _manifest(folder / settings.name)
     scores = {mode: _select(found, mode, settings.name) for mode in MODES}
-    pairs = {mode: _pairs(scores[mode], teacher) for mode in MODES}
-    own = {mode: {name: statistics.retention(*pair) for name, pair in pairs[mode].items()} for mode in MODES}
-    kept = {
-        # The mean of the ratios, not the ratio of the means, so that a hard dataset counts like an easy one.
-        mode: statistics.mean_retention(list(pairs[mode].values())) if len(each) > 1 else next(iter(each.values()))
-        for mode, each in own.items()
-        if each
-    }
+    compared, averages = compare(found, settings.name), means(found, settings.name)
+    kept = next((each.retention for each in averages if each.task == "retrieval"), {})
     return {
         "name": settings.name,
         "path": settings.name,
@@ -112,7 +102,16 @@ def _student(
         },
         "retention": {mode: kept[mode].value if mode in kept else None for mode in MODES},
         "intervals": {mode: [kept[mode].low, kept[mode].high] if mode in kept else None for mode in MODES},
-        "retention_by_dataset": {mode: {name: each._asdict() for name, each in own[mode].items()} for mode in MODES},
+        "retention_by_dataset": {
+            mode: {
+                each.name: each.retention[mode]._asdict()
+                for each in compared
+                if each.task == "retrieval" and mode in each.retention
+            }
+            for mode in MODES
+        },
+        "comparisons": [each.to_json() for each in compared],
+        "means": [each.to_json() for each in averages],
         "latency_ms": _read(folder / "speed" / f"{settings.name}.json", {}).get("median_ms"),
         "errors": held_out_errors(folder / settings.name / "metrics.jsonl"),
         "backbone": settings.backbone,
@@ -123,23 +122,6 @@ def _student(
 
 def _select(found: Sequence[Score], mode: str, encoder: str | None = None) -> dict[str, Score]:
     return {each.dataset: each for each in found if each.mode == mode and encoder in (None, each.encoder)}
-
-
-def _pairs(student: Scores, teacher: Scores) -> dict[str, tuple[list[float], list[float]]]:
-    """Per retrieval dataset the per-query values of student and teacher, in one order of queries.
-
-    A dataset in which the teacher finds nothing has no retention; it is left out, and `_notes` says so.
-    """
-    pairs = {}
-    for name, score in student.items():
-        reference = teacher.get(name)
-        if score.task != "retrieval" or reference is None or reference.value <= 0:
-            continue
-        if score.per_query.keys() != reference.per_query.keys():
-            raise LeafError(f"'{score.encoder}' and its teacher were scored on other queries of {name}; evaluate again")
-        values = reference.per_query
-        pairs[name] = [score.per_query[query] for query in values], list(values.values())
-    return pairs
 
 
 def _texts(folder: Path, recipe: Recipe) -> dict[str, Any]:
@@ -167,7 +149,7 @@ def _examples(path: Path) -> list[dict[str, Any]]:
     return examples
 
 
-def _notes(recipe: Recipe, teacher: Scores) -> list[str]:
+def _notes(recipe: Recipe, teacher: Scores, not_measured: Mapping[str, str]) -> list[str]:
     """What a reader of the numbers should know."""
     notes = [f"{score.dataset}: {note}" for score in teacher.values() for note in score.notes]
     for name, score in teacher.items():
@@ -175,8 +157,7 @@ def _notes(recipe: Recipe, teacher: Scores) -> list[str]:
             notes.append(f"{name}: the teacher finds nothing, so there is no retention; left out of the mean")
     if "held-out-pairs" in teacher:
         notes.append("held-out-pairs comes from the sources of the training texts: it measures the domain trained on")
-    if recipe.evaluate.benchmarks:
-        notes.append(f"asked for and not measured: {', '.join(recipe.evaluate.benchmarks)}")
+    notes += [f"asked for and not measured: {name} ({reason})" for name, reason in not_measured.items()]
     return notes
 
 

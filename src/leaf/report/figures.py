@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 from xml.sax.saxutils import quoteattr
 
-from leaf.report.data import MODES
+from leaf.evaluation.compare import MODES
 
 #: Drawn in this colour, then renamed to `currentColor`, which follows the page.
 INK = "#010203"
@@ -59,7 +59,7 @@ def draw_figures(students: Sequence[Student]) -> dict[str, Figure]:
             canvas = Canvas(layout="constrained")
             alt = draw(canvas, students)
             if alt is not None:
-                figures[name] = Figure(title, alt, _svg(canvas, name, alt))
+                figures[name] = Figure(title, alt, to_svg(canvas, name, alt))
     return figures
 
 
@@ -147,7 +147,7 @@ def _error(canvas: Any, students: Sequence[Student]) -> str | None:
     return "Mean held-out distance ε to the teacher's vectors by epoch: " + "; ".join(said) + "."
 
 
-def _svg(canvas: Any, name: str, alt: str) -> str:
+def to_svg(canvas: Any, name: str, alt: str) -> str:
     """The SVG without prolog and metadata, ready to be inlined beside others: no id is used twice."""
     buffer = io.StringIO()
     nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))

@@ -11,6 +11,10 @@ from leaf.report import words
 
 #: Columns that a pipe is given, which has no width of its own; a terminal keeps its own.
 PIPE_WIDTH = 100
+#: Wider than any table.
+WHOLE = 1000
+#: Columns of names.
+LEFT = ("encoder", "mode", "task", "dataset", "measure")
 #: Documents shown of each example search.
 SHOWN = 3
 
@@ -27,8 +31,7 @@ def print_summary(report: dict[str, Any], console: Console) -> None:
     teacher = report["teacher"]
     line(f"{report['name']}: students of {teacher['name']}, {teacher['dim']} dimensions", "bold")
     line()
-    table = console.render(_table(words.results(report)), console.options.update(max_width=width))
-    console.print(Segments(table), soft_wrap=True, end="")
+    print_table(words.results(report), console, width)
     for sentence in words.caption(report):
         line(sentence, "dim")
     best = max(report["students"], key=lambda each: (each["retention"]["asymmetric"] or 0, -each["epsilon"]))
@@ -48,10 +51,16 @@ def print_summary(report: dict[str, Any], console: Console) -> None:
         console.print(Text(f"{report['folder']}/{name}"), soft_wrap=True)  # whole, however long: to be copied
 
 
-def _table(rows: words.Table) -> Table:
+def print_table(rows: words.Table, console: Console, width: int | None = None) -> None:
+    """Prints rows, the first of them a header: names to the left, numbers to the right.
+
+    A terminal folds at its own width, or at `width`; a pipe gets whole rows.
+    """
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     for title in rows[0]:
-        table.add_column(title, justify="left" if title in ("encoder", "mode") else "right")
+        table.add_column(title, justify="left" if title in LEFT else "right")
     for row in rows[1:]:
         table.add_row(*map(Text, row))
-    return table
+    width = width or (console.width if console.is_terminal else WHOLE)
+    lines = console.render(table, console.options.update(max_width=width))
+    console.print(Segments(lines), soft_wrap=True, end="")

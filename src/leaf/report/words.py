@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from leaf.report.data import MODES
+from leaf.evaluation.compare import MODES
 
 Report = Mapping[str, Any]
 #: The header, then the rows.

@@ -1,0 +1,115 @@
+"""What a report says beyond its main table, section by section, for Markdown and HTML alike.
+
+A section is there when its record is: curves when truncation or precision was measured, a margin when checkpoints were
+kept, a prediction when the run was probed beforehand.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from leaf.errors import LeafError
+from leaf.evaluation import curves
+from leaf.evaluation.compare import Comparison
+from leaf.report import alignment, margin, preflight
+from leaf.report.curves import curves_caption, curves_table, draw_curves
+from leaf.report.figures import Figure
+from leaf.report.scores import student_table
+from leaf.report.words import Table
+
+
+class Section(NamedTuple):
+    """A heading, sentences, tables with a title each, and figures by file name."""
+
+    title: str
+    said: list[str]
+    tables: list[tuple[str, Table]]
+    figures: dict[str, Figure]
+
+
+def sections(folder: Path, report: Mapping[str, Any]) -> list[Section]:
+    """The sections of the run in `folder`, in order; `report` is the content of `report.json`."""
+    return [each for make in (_kept, _curves, _alignment, _margins, _prediction) for each in make(folder, report)]
+
+
+def records(folder: Path) -> dict[str, Any]:
+    """What `report.json` says of the same: curves without their points, alignments without examples, margins."""
+    found: dict[str, Any] = {}
+    if (path := folder / "scores" / "curves.json").exists():
+        found["curves"] = [asdict(each) for each in curves.read(path).summary]
+    if (path := folder / "scores" / "alignment.json").exists():
+        found["alignment"] = [
+            {key: value for key, value in each.items() if key not in ("examples", "worst")} for each in _read(path)
+        ]
+    margins = {path.stem.removeprefix("margin-"): path for path in sorted((folder / "scores").glob("margin-*.json"))}
+    if margins:
+        found["margin"] = {mode: _read(path)["margin"] for mode, path in margins.items()}
+    return found
+
+
+def _kept(folder: Path, report: Mapping[str, Any]) -> Iterator[Section]:
+    """Per dataset: what each student keeps of its teacher."""
+    tables = []
+    for student in report["students"]:
+        found, averages = ([Comparison.from_json(each) for each in student[key]] for key in ("comparisons", "means"))
+        if len(found) > 1:
+            tables.append((student["name"], student_table(found, averages)))
+    if tables:
+        said = (
+            "Percent of the teacher's score with 95 % paired bootstrap intervals. Not resolved: the interval of the "
+            "difference covers 0, so these queries cannot tell it from none."
+        )
+        yield Section("What is kept, dataset by dataset", [said], tables, {})
+
+
+def _curves(folder: Path, report: Mapping[str, Any]) -> Iterator[Section]:
+    path = folder / "scores" / "curves.json"
+    if not path.exists():
+        return
+    found = curves.read(path)
+    tables = [(student, curves_table(found, student)) for student in found.students]
+    yield Section("Fewer dimensions and bits", [curves_caption(found)], tables, draw_curves(found))
+
+
+def _alignment(folder: Path, report: Mapping[str, Any]) -> Iterator[Section]:
+    path = folder / "scores" / "alignment.json"
+    if not path.exists():
+        return
+    for each in _read(path):
+        tables = [("Vectors", alignment.closeness_table(each))]
+        if each["asymmetric"]:
+            tables.append(("Search", alignment.search_table(each)))
+        name = f"alignment-{each['student']}"
+        figure = alignment.draw_alignment(each, name)
+        figures = {name: figure} if figure else {}
+        yield Section(
+            f"Without judgements: {each['student']} on held-out texts", alignment.verdict(each), tables, figures
+        )
+
+
+def _margins(folder: Path, report: Mapping[str, Any]) -> Iterator[Section]:
+    for path in sorted((folder / "scores").glob("margin-*.json")):
+        each = _read(path)["margin"]
+        figure = margin.draw_margin(each)
+        name = path.stem
+        tables = [("Checkpoints", margin.checkpoint_table(each))]
+        yield Section(
+            f"Robustness margin, {each['mode']}", margin.verdict(each), tables, {name: figure} if figure else {}
+        )
+
+
+def _prediction(folder: Path, report: Mapping[str, Any]) -> Iterator[Section]:
+    path = folder / "preflight.json"
+    if not path.exists():
+        return
+    rows, said = preflight.compare(_read(path), report)
+    yield Section("Predicted and reached", said, [("Prediction", rows)], {})
+
+
+def _read(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise LeafError(f"{path} is damaged ({error}); delete its folder and run the recipe again") from error
