@@ -1,6 +1,7 @@
 """Fixtures shared by all tests, and what no test may do: reach for a network, or take long without saying so."""
 
 import os
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # models this small only lose tim
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a test that reaches for a hub fails at once instead of waiting
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+os.environ["LEAF_CACHE"] = tempfile.mkdtemp(prefix="leaf-test-cache-")  # nothing goes to the user's own
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

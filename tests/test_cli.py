@@ -12,7 +12,7 @@ import pytest
 import leaf
 from leaf import cli
 from leaf.recipe import Recipe
-from tiny import sentences
+from tiny import save_teacher, sentences
 
 
 @pytest.fixture
@@ -112,7 +112,7 @@ def test_a_cache_of_another_teacher_is_refused(run, recipe, tmp_path, bert):
     path = recipe(teacher=bert)
     assert run("texts", path, "--out", tmp_path / "b")[0] == 0
     (tmp_path / "a" / "embeddings").rename(tmp_path / "b" / "embeddings")
-    assert_one_line(run("embed", path, "--out", tmp_path / "b"), "another teacher", "teacher.model was")
+    assert_one_line(run("embed", path, "--out", tmp_path / "b"), "another encoder", "teacher.model was")
 
 
 def test_a_truncated_shard_is_named(run, recipe, tmp_path):
@@ -141,12 +141,12 @@ def test_nan_vectors_stop_the_teacher_pass(run, recipe, tmp_path, monkeypatch):
     ],
 )
 def test_a_full_disk_is_one_line_whoever_reports_it(run, recipe, tmp_path, monkeypatch, error):
-    from leaf.teacher import cache
+    from leaf import vector_files
 
     def full(*_, **__):
         raise error
 
-    monkeypatch.setattr(cache.pq, "write_table", full)
+    monkeypatch.setattr(vector_files.pq, "write_table", full)
     assert_one_line(run("distill", recipe(), "--out", tmp_path / "o"), "the disk is full", "run the same command again")
 
 
@@ -168,8 +168,9 @@ def test_a_hub_that_cannot_be_reached_is_one_line_and_quick(run, recipe, tmp_pat
         (["distil", "demo"], ["No such command 'distil'"]),
         (["distill", "demo", "--set", "texts=3"], ["'texts': input should be a list, got 3"]),
         (["distill", "demo", "--set", "lr"], ["write table.field=value"]),
-        (["evaluate"], ["--queries MODEL and --data DIR"]),
+        (["evaluate"], ["--queries MODEL and --data PATH"]),
         (["evaluate", "demo", "--queries", "x"], ["not both"]),
+        (["evaluate", "demo", "--truncate", "64"], ["--set evaluate.truncate"]),
         (["evaluate", "--queries", "/no/such/model", "--data", "/no/such/data"], ["/no/such/data"]),
         (["encode", "/no/such/model", "/no/such/file"], ["no file '/no/such/file'"]),
         (["verify", "/no/such/student"], ["has no space.json"]),
@@ -208,6 +209,77 @@ def test_evaluate_prints_records_as_json(run, tmp_path, teacher_folder, bert):
         9,
     )
     assert -1 <= record["value"] <= 1
+
+
+@pytest.fixture
+def models(tmp_path_factory):
+    """A teacher and two students in a space of its width."""
+    folder = tmp_path_factory.mktemp("models")
+    return [save_teacher(folder / name, seed=seed) for seed, name in enumerate(("teacher", "one", "two"))]
+
+
+@pytest.fixture
+def beir(tmp_path):
+    """20 documents, 10 queries that are the first words of one each."""
+    folder = tmp_path / "sets" / "tiny"
+    (folder / "qrels").mkdir(parents=True)
+    documents = sentences(20)
+    rows = {"corpus": documents, "queries": [text.rsplit(" ", 1)[0] for text in documents[:10]]}
+    for name, texts in rows.items():
+        lines = [json.dumps({"_id": f"{name[0]}{n}", "title": "", "text": text}) for n, text in enumerate(texts)]
+        (folder / f"{name}.jsonl").write_text("\n".join(lines) + "\n")
+    judged = "".join(f"q{n}\tc{n}\t1\n" for n in range(10))
+    (folder / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\n" + judged)
+    return folder
+
+
+def evaluate_models(models, *more):
+    teacher, *students = models
+    queries = [part for student in students for part in ("--queries", student)]
+    return ["evaluate", *queries, "--documents", teacher, *more]
+
+
+def test_evaluate_compares_students_with_their_teacher(run, models, beir, tmp_path):
+    out = tmp_path / "scores"
+    arguments = evaluate_models(models, "--data", beir.parent, "--truncate", "12", "--precision", "int8,binary")
+    code, printed, err = run(*arguments, "--out", out, "--cache", tmp_path / "cache")
+    assert code == 0, err
+    for words in ("one/model, beside its teacher", "two/model", "% of teacher", "int8", "asymmetric − standard"):
+        assert words in printed
+    records = list(out.glob("*.ndcg@10.json"))
+    assert len(records) == 5  # the teacher; two students in two modes
+    assert (out / "curves.json").exists()
+    assert len(list((tmp_path / "cache").glob("*/*.parquet"))) == 6  # three encoders, two sides
+
+
+def test_alignment_needs_no_judgements(run, models, beir, tmp_path):
+    (beir / "qrels" / "test.tsv").unlink()
+    code, out, err = run(*evaluate_models(models[:2], "--data", beir, "--alignment", "--json"))
+    assert code == 0, err
+    [found] = json.loads(out)
+    assert (found["queries"]["num_texts"], found["documents"]["num_texts"]) == (10, 20)
+    assert 0 <= found["asymmetric"]["overlap"]["value"] <= 1
+    for name, count in (("q", 5), ("d", 30)):
+        (tmp_path / f"{name}.txt").write_text("\n".join(sentences(count, seed=count)) + "\n")
+    files = ["--query-texts", tmp_path / "q.txt", "--document-texts", tmp_path / "d.txt"]
+    code, out, err = run(*evaluate_models(models[:2], "--alignment", "--out", tmp_path / "a", *files))
+    assert code == 0, err
+    assert "of the teacher's 10" in out
+    [found] = json.loads((tmp_path / "a" / "alignment.json").read_text())
+    assert found["documents"]["num_texts"] == 30
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--data", "x", "--truncate", "1,b"], ["--truncate '1,b'", "256,128,64"]),
+        (["--data", "x", "--precision", "int4"], ["--precision 'int4'", "int8"]),
+        (["--query-texts", "x"], ["go with --alignment"]),
+        (["--data", "x", "--alignment"], ["--documents"]),
+    ],
+)
+def test_mistakes_in_what_to_evaluate_are_one_line_each(run, arguments, words):
+    assert_one_line(run("evaluate", "--queries", "m", *arguments), *words)
 
 
 def test_recipes_are_listed_one_line_each(run):

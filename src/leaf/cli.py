@@ -5,7 +5,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from enum import StrEnum
 from pathlib import Path
@@ -19,6 +19,10 @@ import leaf
 from leaf.errors import LeafError, Stopped
 
 if TYPE_CHECKING:
+    from leaf.compression import Precision
+    from leaf.evaluation.alignment import Alignment
+    from leaf.evaluation.records import Score
+    from leaf.evaluation.suite import Measured
     from leaf.pipeline import Pipeline
     from leaf.recipe import Recipe
 
@@ -31,6 +35,10 @@ app = typer.Typer(
     rich_markup_mode="markdown",
 )
 stdout = Console(highlight=False)
+NOTE = (
+    "Scores in points of 100; % kept: of the teacher's score, with its 95 % paired bootstrap interval. Not resolved: "
+    "the interval of the difference covers 0, so these queries cannot tell it from none."
+)
 #: Exit code of a program that an interrupt (signal 2) ended.
 INTERRUPTED = 128 + 2
 
@@ -47,6 +55,14 @@ class Timed(StrEnum):
 
     train = "train"
     embed = "embed"
+
+
+class Dtype(StrEnum):
+    """What encoders compute in."""
+
+    auto = "auto"
+    float32 = "float32"
+    bfloat16 = "bfloat16"
 
 
 RecipeName = Annotated[
@@ -66,6 +82,10 @@ Deterministic = Annotated[
     bool, typer.Option("--deterministic", help="On a GPU: the same bits every time, resumed or not. Slower.")
 ]
 Profile = Annotated[bool, typer.Option("--profile", help="Write a trace of a few steps to OUT/profile/.")]
+TextsFrom = Annotated[
+    Path | None,
+    typer.Option("--texts-from", metavar="RUN", help="Take finished texts and teacher vectors from this run folder."),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs instead of a table.")]
 
 
@@ -149,12 +169,14 @@ def _training_stage(show: Callable[[Any], None]) -> Callable[[Any], None]:
         eager: Eager = False,
         deterministic: Deterministic = False,
         profile: Profile = False,
+        texts_from: TextsFrom = None,
         as_json: AsJson = False,
     ) -> None:
         from leaf.student.step import Engine
 
         engine = Engine(compile=not (no_compile or eager), graphs=not eager, deterministic=deterministic)
-        pipeline = _pipeline(_recipe(recipe, limit, teacher, set_), out, device, engine=engine, profile=profile)
+        options = {"engine": engine, "profile": profile, "texts_from": texts_from}
+        pipeline = _pipeline(_recipe(recipe, limit, teacher, set_), out, device, **options)
         _run_stage(show, as_json, pipeline)
 
     app.command(show.__name__, help=show.__doc__)(command)
@@ -182,12 +204,23 @@ def distill(report: dict[str, Any]) -> None:
 
 @_stage
 def texts(manifest: dict[str, Any]) -> None:
-    """Stage 1: read the sources, reject, deduplicate, hold out, write shards. Prints the counts per source."""
+    """Stage 1: read the sources, reject, deduplicate, hold out, write shards. Prints the counts per source.
+
+    With `prepare.leak_check`, texts that are in a benchmark are dropped or refused: the last line says how many.
+    """
     table = _table("source", "read", "kept", "held-out", "rejected")
     for name, counts in manifest["sources"].items():
         reasons = ", ".join(f"{reason} {count:,}" for reason, count in counts["rejected"].items() if count)
         table.add_row(name, f"{counts['read']:,}", f"{counts['kept']:,}", f"{counts['held_out']:,}", reasons or "none")
     stdout.print(table)
+    if leaks := manifest.get("leaks"):
+        found = {name: each["equal"] + each["contains"] for name, each in leaks["benchmarks"].items()}
+        where = ", ".join(f"{name} {count:,}" for name, count in found.items() if count)
+        stdout.print(
+            f"leak check: {leaks['texts']:,} texts dropped that are in a benchmark{f' ({where})' if where else ''}; "
+            f"{len(found)} checked",
+            soft_wrap=True,
+        )
 
 
 @_stage
@@ -217,67 +250,116 @@ def train(manifests: dict[str, dict[str, Any]]) -> None:
     stdout.print(table)
 
 
+@_training_stage
+def sweep(record: dict[str, Any]) -> None:
+    """Every stage for each point of the recipe's grid (`[sweep]`), over one set of teacher vectors.
+
+    Writes sweep.json, sweep.md and figures. The grid may grow later: finished points stay.
+    """
+    from leaf.report.sweep import print_sweep
+
+    print_sweep(record, stdout)
+
+
 @app.command()
 def evaluate(
     recipe: Annotated[
         str | None, typer.Argument(metavar="RECIPE", help="Score the students of this recipe's run.")
     ] = None,
-    queries: Annotated[str | None, typer.Option("--queries", metavar="MODEL", help="Encoder of the queries.")] = None,
+    queries: Annotated[
+        list[str] | None,
+        typer.Option("--queries", metavar="MODEL", help="Encoder of the queries (a student); repeatable."),
+    ] = None,
     documents: Annotated[
         str | None,
         typer.Option("--documents", metavar="MODEL", help="Encoder of the documents (the teacher)."),
     ] = None,
     data: Annotated[
         list[Path] | None,
-        typer.Option("--data", metavar="DIR", help="BEIR folder or .tsv[.gz] set; repeatable."),
+        typer.Option("--data", metavar="PATH", help="BEIR folder, .tsv[.gz] set, or a folder of these; repeatable."),
+    ] = None,
+    benchmark: Annotated[
+        list[str] | None,
+        typer.Option("--benchmark", metavar="NAME", help='Public benchmark or task, e.g. "NanoBEIR"; repeatable.'),
+    ] = None,
+    mirror: Annotated[
+        Path | None, typer.Option("--mirror", metavar="DIR", help="Local copies of benchmark data, before the hub.")
+    ] = None,
+    truncate: Annotated[
+        str | None, typer.Option("--truncate", metavar="DIMS", help="Also in fewer dimensions: 256,128,64.")
+    ] = None,
+    precision: Annotated[
+        str | None, typer.Option("--precision", metavar="TYPES", help="Also rounded: int8,int8xbinary,binary.")
+    ] = None,
+    alignment: Annotated[
+        bool, typer.Option("--alignment", help="Compare with the teacher on --data without judgements.")
+    ] = False,
+    query_texts: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--query-texts", metavar="FILE", help="With --alignment: a file of queries, one a line; repeatable."
+        ),
+    ] = None,
+    document_texts: Annotated[
+        list[Path] | None,
+        typer.Option("--document-texts", metavar="FILE", help="With --alignment: a file of documents; repeatable."),
     ] = None,
     bm25: Annotated[bool, typer.Option("--bm25", help="Also score BM25 on the retrieval sets.")] = False,
     out: Annotated[
         Path | None,
         typer.Option("--out", help="Write the records into this folder (with a recipe: its run folder)."),
     ] = None,
+    cache: Annotated[
+        Path | None,
+        typer.Option("--cache", envvar="LEAF_CACHE", help="Where vectors are kept. Default: ~/.cache/leaf."),
+    ] = None,
+    dtype: Annotated[
+        Dtype, typer.Option("--dtype", help="auto: bfloat16 where the hardware has it and vectors hardly move.")
+    ] = Dtype.auto,
     limit: Limit = None,
     teacher: Teacher = None,
     set_: Set = None,
     device: Device = None,
     as_json: AsJson = False,
 ) -> None:
-    """Stage 4, or any encoders on any local sets: nDCG@10 and Recall@100 for retrieval, Spearman for STS.
+    """Stage 4, or any encoders on any sets: what a student keeps of its teacher, with intervals.
 
-    With --queries alone, that model on both sides. With --documents too: the document encoder alone (teacher), the
-    query encoder alone (standard), and queries by one against documents by the other (asymmetric).
+    With one --queries alone: that model on both sides. With --documents too: the document encoder alone (teacher), each
+    query encoder alone (standard), and queries by one against documents by the other (asymmetric). --alignment compares
+    them on texts that nobody has judged: a BEIR folder without judgements, or a file of texts with a column kind.
     """
     if recipe is not None:
-        if queries or documents or data:
+        if queries or documents or data or benchmark or alignment:
             raise LeafError("give either a RECIPE or --queries and --data, not both")
+        if mirror or truncate or precision or bm25:
+            raise LeafError("with a RECIPE these are its settings: --set evaluate.truncate=[256,128] and the like")
         with _pipeline(_recipe(recipe, limit, teacher, set_), out, device) as pipeline:
             pipeline.evaluate()
         from leaf.evaluation import records
 
         _print_scores(records.read(pipeline.run.folder / "scores"), as_json)
         return
-    if not queries or not data:
-        raise LeafError("say what to evaluate: a RECIPE, or --queries MODEL and --data DIR")
-    from leaf.evaluation import datasets, records
-    from leaf.evaluation.evaluate import evaluate as score
-    from leaf.evaluation.evaluate import evaluate_all, evaluate_bm25
+    if not queries or not (data or benchmark or query_texts or document_texts):
+        raise LeafError("say what to evaluate: a RECIPE, or --queries MODEL and --data PATH (or --benchmark NAME)")
+    if (query_texts or document_texts) and not alignment:
+        raise LeafError("--query-texts and --document-texts have no judgements to score: they go with --alignment")
+    from leaf import scoring
+    from leaf.evaluation.suite import Suite
 
-    sets = [datasets.load(path) for path in data]  # first, so that a typo costs no model
-    asked = leaf.load(queries, device=device)
-    if documents and documents != queries:
-        scores = evaluate_all(leaf.load(documents, device=device), {asked.name: asked}, sets, bm25=bm25)
-    else:
-        scores = [each for dataset in sets for each in score(asked, dataset, "standard")]
-        if bm25:
-            scores += [
-                each
-                for dataset in sets
-                if isinstance(dataset, datasets.RetrievalSet)
-                for each in evaluate_bm25(dataset)
-            ]
-    if out is not None:
-        records.write(scores, out)
-    _print_scores(scores, as_json)
+    models = scoring.Models(queries, documents, dtype.value, device)
+    if alignment:
+        found = scoring.compare_on_texts(models, data or [], query_texts or [], document_texts or [])
+        _print_alignments(found, out, as_json)
+        return
+    suite = Suite(
+        benchmarks=benchmark or [],
+        mirror=mirror,
+        bm25=bm25,
+        truncate=_numbers(truncate, "--truncate"),
+        precisions=_precisions(precision),
+    )
+    measured = scoring.score(models, data or [], suite, cache or scoring.user_cache(), out)
+    _print_measured(measured, as_json)
 
 
 @_stage
@@ -286,6 +368,35 @@ def report(written: dict[str, Any]) -> None:
     from leaf.report import print_summary
 
     print_summary(written, stdout)
+
+
+@app.command()
+def plan(
+    recipe: RecipeName,
+    probe: Annotated[bool, typer.Option("--probe", help="Try the recipe on a sample of its texts.")] = False,
+    probe_texts: Annotated[int | None, typer.Option("--probe-texts", min=1, help="Texts of that sample.")] = None,
+    out: Out = None,
+    limit: Limit = None,
+    teacher: Teacher = None,
+    set_: Set = None,
+    device: Device = None,
+    as_json: AsJson = False,
+) -> None:
+    """Before anyone pays for it: what a recipe can be expected to reach, from a minute or two on a sample of its texts.
+
+    Says what its students cannot reach, what tokenizers cut, which queries training lacks, and the error and retention
+    to expect. Writes preflight.json into the run folder, and nothing else.
+    """
+    if not probe:
+        raise LeafError("leaf plan: only --probe is there yet; add it")
+    from leaf.preflight import NUM_TEXTS, print_page
+    from leaf.preflight import probe as try_out
+
+    record = try_out(_recipe(recipe, limit, teacher, set_), out, device=device, num_texts=probe_texts or NUM_TEXTS)
+    if as_json:
+        _print_json(record)
+    else:
+        print_page(record, stdout)
 
 
 @app.command()
@@ -454,6 +565,23 @@ def _pipeline(
     return Pipeline(recipe, out, device=device, **options).open()
 
 
+def _numbers(text: str | None, option: str) -> list[int]:
+    """`256,128,64` as numbers."""
+    try:
+        return [int(each) for each in text.split(",")] if text else []
+    except ValueError:
+        raise LeafError(f"{option} '{text}' is no list of numbers, expected for example 256,128,64") from None
+
+
+def _precisions(text: str | None) -> "list[Precision]":
+    from leaf.compression import PRECISIONS
+
+    wanted = text.split(",") if text else []
+    if odd := [each for each in wanted if each not in PRECISIONS]:
+        raise LeafError(f"--precision '{odd[0]}' is unknown, expected some of {','.join(PRECISIONS)}")
+    return [each for each in PRECISIONS if each in wanted and each != "float32"]
+
+
 def _lines(file: Path) -> list[str]:
     try:
         lines = file.read_text(encoding="utf-8").splitlines()
@@ -471,23 +599,64 @@ def _print_json(value: Any) -> None:
     print(json.dumps(value, indent=2, ensure_ascii=False))
 
 
-def _print_scores(scores: list[Any], as_json: bool) -> None:
+def _print_measured(measured: "Measured", as_json: bool) -> None:
+    """Scores, then curves, then what could not be measured."""
+    _print_scores(measured.scores, as_json)
+    if as_json:
+        return
+    if measured.curves is not None:
+        from leaf.report.curves import curves_table
+        from leaf.report.summary import print_table
+
+        for student in measured.curves.students:
+            stdout.print(f"\n{student}, in fewer dimensions and bits: nDCG@10, mean over sets", style="bold")
+            print_table(curves_table(measured.curves, student), stdout)
+    for name, reason in measured.not_measured.items():
+        stdout.print(f"not measured: {name} ({reason})", soft_wrap=True)
+
+
+def _print_alignments(found: "Sequence[Alignment]", out: Path | None, as_json: bool) -> None:
+    from dataclasses import asdict
+
+    alignments = [asdict(each) for each in found]
+    if out is not None:
+        from leaf.files import write_json
+
+        write_json(out / "alignment.json", alignments)
+    if as_json:
+        _print_json(alignments)
+        return
+    from leaf.report.alignment import print_alignment
+
+    for alignment in alignments:
+        print_alignment(alignment, stdout)
+
+
+def _print_scores(scores: "Sequence[Score]", as_json: bool) -> None:
+    """A table for each student beside its teacher, or one for an encoder alone."""
     if as_json:
         from dataclasses import asdict
 
-        _print_json([{key: value for key, value in asdict(each).items() if key != "per_query"} for each in scores])
+        from leaf.evaluation.records import EVIDENCE
+
+        _print_json([{key: value for key, value in asdict(each).items() if key not in EVIDENCE} for each in scores])
         return
-    table = _table("dataset", "measure", "mode", "encoder", "value", "queries")
-    for each in scores:
-        table.add_row(
-            each.dataset,
-            each.measure,
-            each.mode,
-            each.encoder,
-            f"{100 * each.value:.2f}",
-            f"{each.num_queries:,}",
-        )
-    stdout.print(table)
+    from leaf.evaluation.compare import compare, means
+    from leaf.report.scores import lone_table, student_table
+    from leaf.report.summary import print_table
+
+    names = dict.fromkeys(each.encoder for each in scores if each.mode in ("standard", "asymmetric"))
+    teachers = any(each.mode == "teacher" for each in scores)
+    for position, name in enumerate(names):
+        if position:
+            stdout.print()
+        if teachers:
+            stdout.print(f"{name}, beside its teacher", style="bold")
+        own = [each for each in scores if each.encoder == name or each.mode == "bm25"]
+        rows = student_table(compare(scores, name), means(scores, name)) if teachers else lone_table(own)
+        print_table(rows, stdout)
+    if teachers:
+        stdout.print(NOTE, style="dim", soft_wrap=True)
 
 
 def _table(*columns: str) -> Table:

@@ -11,7 +11,7 @@ import json
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -20,9 +20,12 @@ import torch
 
 from leaf.encoder import Encoder
 from leaf.errors import LeafError
-from leaf.evaluation import datasets, records
-from leaf.evaluation.evaluate import VectorCache, evaluate_all
-from leaf.evaluation.examples import examples
+from leaf.evaluation import datasets
+from leaf.evaluation.alignment import alignment_of
+from leaf.evaluation.leak_sets import leak_sets
+from leaf.evaluation.suite import Kept, Suite, measure_margins, use_bfloat16_where_exact
+from leaf.evaluation.suite import run as measure
+from leaf.evaluation.vectors import VectorCache
 from leaf.files import write_json
 from leaf.loading import load
 from leaf.progress import console, say
@@ -32,23 +35,25 @@ from leaf.recipe import Student as StudentSettings
 from leaf.run import Run, Stage, difference, read_manifest
 from leaf.runtime.speed import query_latency
 from leaf.space import NUM_CANARIES, Space, canary_error
-from leaf.student.data import Examples, build_examples
+from leaf.student.ablation import AddedLoss
+from leaf.student.data import Examples, build_examples, choose_rows
 from leaf.student.distributed import World, join
-from leaf.student.metrics import check_trackers
+from leaf.student.metrics import check_trackers, held_out_errors
 from leaf.student.model import Student, build_student
 from leaf.student.step import Engine
 from leaf.student.train import FAST, start_head, train
-from leaf.teacher.cache import read_vectors
+from leaf.sweep import borrow, expand, regrid
 from leaf.teacher.embed import cache_folder, cache_key, embed
 from leaf.teacher.model import SentenceTransformerEncoder
 from leaf.texts.prepare import prepare
 from leaf.texts.shards import Shard, read_shard
 from leaf.texts.sources import identity as source_identity
+from leaf.vector_files import read_vectors
 
 #: Queries timed for the report, one at a time.
 TIMED_QUERIES = 100
 #: Training settings that do not change the student.
-NOT_IN_FINGERPRINT = {"checkpoint_minutes", "keep_checkpoints", "trackers"}
+NOT_IN_FINGERPRINT = {"checkpoint_minutes", "evaluations", "keep_checkpoints", "trackers"}
 
 
 def distill(
@@ -83,8 +88,10 @@ class Pipeline:
         device: str | None = None,
         engine: Engine = FAST,
         profile: bool = False,
+        texts_from: str | Path | None = None,
     ) -> None:
-        self.recipe = recipe
+        self.written, self.recipe = recipe, expand(recipe)  # the folder keeps the one that a person wrote
+        self.texts_from = Path(texts_from) if texts_from is not None else None
         self.run = Run(Path(out) if out is not None else Path("runs") / recipe.name)
         self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         self.engine, self.profile = engine, profile
@@ -100,7 +107,10 @@ class Pipeline:
                 yield self
                 return
             with self.run.lock():
-                self.run.claim(self.recipe)
+                regrid(self.run.folder, self.written)
+                self.run.claim(self.written)
+                if self.texts_from is not None:
+                    borrow(self.run.folder, self.texts_from)
                 self.world.wait()
                 yield self
 
@@ -112,14 +122,35 @@ class Pipeline:
         self.evaluate()
         return self.report()
 
+    def sweep(self) -> dict[str, Any]:
+        """Trains a student for every point of the recipe's grid, scores them on its data if it names any.
+
+        Returns what is in `sweep.json`; `sweep.md` and figures lie beside it.
+        """
+        if self.recipe.sweep is None:
+            raise LeafError(f"recipe '{self.recipe.name}' varies nothing; give it a [sweep.grid], or `leaf distill` it")
+        self.texts()
+        self.embed()
+        self.train()
+        if self.recipe.evaluate.data or self.recipe.evaluate.benchmarks:
+            self.evaluate()
+        from leaf.report.sweep import write_sweep
+
+        return write_sweep(self.run.folder, self.recipe)
+
     def texts(self) -> dict[str, Any]:
         """Reads the sources into shards, with a held-out split."""
         self._alone("texts")
         sources = [source_identity(source) for source in self.recipe.texts]
-        stage = self.run.stage("texts", {"texts": sources, "prepare": self.recipe.prepare.model_dump(mode="json")})
+        inputs: dict[str, Any] = {"texts": sources, "prepare": self.recipe.prepare.model_dump(mode="json")}
+        checked = leak_sets(self.recipe.prepare.leak_check, self.recipe.evaluate.data)
+        if checked:
+            inputs["benchmarks"] = {each.name: each.digest for each in checked}
+        stage = self.run.stage("texts", inputs)
         if (manifest := stage.manifest) is not None:
             return manifest
-        return stage.close(**prepare(self.recipe.texts, self.recipe.prepare, stage.folder))
+        benchmarks = [(each.name, each.texts()) for each in checked]
+        return stage.close(**prepare(self.recipe.texts, self.recipe.prepare, stage.folder, benchmarks))
 
     def embed(self) -> dict[str, Any]:
         """Fills the cache of teacher vectors."""
@@ -149,10 +180,10 @@ class Pipeline:
         return manifests
 
     def evaluate(self) -> dict[str, Any]:
-        """Scores teacher, students and BM25 on the recipe's data, times a query, answers the example queries."""
+        """Scores teacher, students and BM25 on the recipe's data, compares on held-out texts, times a query."""
         self._alone("evaluate")
         students = {student.name: self._finished(student.name) for student in self.recipe.students}
-        loaded = [datasets.load(self._data_path(each)) for each in self.recipe.evaluate.data]
+        loaded = [each for path in self.recipe.evaluate.data for each in datasets.load_all(self._data_path(path))]
         stage = self.run.stage(
             "scores",
             {
@@ -162,31 +193,37 @@ class Pipeline:
                 "datasets": {dataset.name: dataset.digest for dataset in loaded},
             },
         )
-        if (manifest := stage.manifest) is not None:
+        manifest = read_manifest(stage.folder)
+        if manifest is not None and manifest["fingerprint"] == stage.fingerprint:
             return manifest
-        if self.recipe.evaluate.benchmarks:
-            say(
-                f"not measured: {', '.join(self.recipe.evaluate.benchmarks)} (public benchmarks cannot be fetched yet; "
-                "name local BEIR folders in evaluate.data)"
-            )
         if stage.folder.exists():
-            shutil.rmtree(stage.folder)  # scores of an evaluation that was interrupted
+            if manifest is not None:
+                say(f"scoring again: {difference(manifest['inputs'], stage.inputs)}")
+            shutil.rmtree(stage.folder)  # vectors are kept, so what has not changed costs little
         encoders: dict[str, Encoder] = {
             name: load(self.run.folder / name, device=self.device, name=name) for name in students
         }
-        # Kept over all sets only where the examples will search one of them again.
-        cache = VectorCache() if self.recipe.evaluate.examples else None
-        scores = evaluate_all(self.teacher, encoders, loaded, bm25=self.recipe.evaluate.bm25, cache=cache)
-        records.write(scores, stage.folder)
-        searched = next((dataset for dataset in loaded if isinstance(dataset, datasets.RetrievalSet)), None)
-        answers = []
-        if searched is not None:
-            answers = examples(self.recipe.evaluate.examples, self.teacher, encoders, searched, cache)
-        write_json(stage.folder / "examples.json", answers)
+        held_out = self._held_out()
+        if self.recipe.teacher.compute_dtype == "auto":
+            use_bfloat16_where_exact(list(encoders.values()), held_out.texts)
+        settings = self.recipe.evaluate
+        suite = Suite(
+            benchmarks=settings.benchmarks,
+            mirror=Path(settings.mirror) if settings.mirror else None,
+            bm25=settings.bm25,
+            truncate=settings.truncate,
+            precisions=settings.precisions,
+            examples=settings.examples,
+        )
+        cache = VectorCache(self.run.folder / "embeddings" / "evaluation")
+        measured = measure(self.teacher, encoders, loaded, suite, cache, stage.folder)
+        self._align(encoders, held_out, stage.folder)
+        self._margin(loaded, cache, stage.folder)
         self._time_queries(encoders)
         return stage.close(
-            datasets=[dataset.name for dataset in loaded],
-            num_scores=len(scores),
+            datasets=list(dict.fromkeys(score.dataset for score in measured.scores)),
+            num_scores=len(measured.scores),
+            not_measured=dict(measured.not_measured),
             teacher_parameters=self.teacher.num_parameters,
         )
 
@@ -196,6 +233,10 @@ class Pipeline:
 
         for needed in ("texts", *(student.name for student in self.recipe.students), "scores"):
             self._finished(needed)
+        if self.recipe.sweep is not None:
+            from leaf.report.sweep import write_sweep
+
+            write_sweep(self.run.folder, self.recipe)
         return write_report(self.run.folder, self.recipe)
 
     @functools.cached_property
@@ -268,6 +309,12 @@ class Pipeline:
             similarity=embeddings["similarity"],
             seed=train_settings.seed,
         )
+        added = None
+        if train_settings.loss != "leaf":
+            added = AddedLoss(train_settings.loss, student, self.teacher.model, train_settings.seed)
+        rows = choose_rows(
+            self.run.folder / "texts", texts["shards"], train_settings.kinds, train_settings.limit, train_settings.seed
+        )
         scratch = self.run.folder / "checkpoints" / "cache" / embeddings["fingerprint"][:16]
         if not self.world.is_main:
             self.world.wait()  # until the main process has built what is only mapped here
@@ -278,15 +325,16 @@ class Pipeline:
             self.world.wait()
         checkpoints = self._checkpoints(stage)
         resumes = (checkpoints / "resume.pt").exists()  # then the head comes with the other weights
-        start_head(student, examples, 0 if resumes else settings.ridge_texts, self.device)
+        start_head(student, examples, 0 if resumes else settings.ridge_texts, self.device, rows)
 
         def keep(epoch: int) -> None:
             if train_settings.keep_checkpoints:
                 student.save(checkpoints / f"epoch-{epoch:03d}")
 
+        lengths = examples.lengths if rows is None else examples.lengths[rows]
         say(
             f"{settings.name}: {student.num_layers} layers, {student.num_parameters / 1e6:.1f}M parameters, "
-            f"{len(examples):,} texts, {train_settings.cycles * train_settings.epochs_per_cycle} epochs"
+            f"{len(lengths):,} texts, {train_settings.cycles * train_settings.epochs_per_cycle} epochs"
         )
         outcome = train(
             student,
@@ -295,6 +343,8 @@ class Pipeline:
             train_settings,
             checkpoints,
             device=self.device,
+            rows=rows,
+            added=added,
             engine=self.engine,
             world=self.world,
             label=f"training {settings.name}",
@@ -319,8 +369,8 @@ class Pipeline:
             last_error=outcome.last_error,
             epochs=outcome.epochs,
             steps=outcome.steps,
-            num_texts=len(examples),
-            num_tokens=int(examples.offsets[-1]),
+            num_texts=len(lengths),
+            num_tokens=int(lengths.sum(dtype=np.int64)),
             seconds=round(outcome.seconds, 1),
         )
 
@@ -388,12 +438,59 @@ class Pipeline:
         )
         return replace(space, error=canary_error(encoder, space.texts, space.kinds, space.vectors))
 
+    def _align(self, students: dict[str, Encoder], held_out: Shard, folder: Path) -> None:
+        """Every student beside its teacher on the held-out texts, which nobody has judged: `alignment.json`."""
+        file = self._embed_stage.folder / self._finished("texts")["held_out"]["file"]
+        teacher = np.concatenate(list(read_vectors(file))).astype(np.float32)
+        kinds = np.array(held_out.kinds)
+        rows = {kind: np.flatnonzero(kinds == kind) for kind in ("query", "document")}
+        texts = {kind: [held_out.texts[row] for row in chosen] for kind, chosen in rows.items()}
+        found = []
+        for name, student in students.items():
+            found.append(
+                alignment_of(
+                    student.encode_query(texts["query"]),
+                    teacher[rows["query"]],
+                    student.encode_document(texts["document"]),
+                    teacher[rows["document"]],
+                    similarity=self.teacher.similarity,
+                    query_texts=texts["query"],
+                    document_texts=texts["document"],
+                    names=(name, self.teacher.name),
+                    dataset="held-out texts",
+                )
+            )
+        write_json(folder / "alignment.json", [asdict(each) for each in found])
+
+    def _margin(self, loaded: Sequence[datasets.Dataset], cache: VectorCache, folder: Path) -> None:
+        """The robustness margin from the checkpoints that training kept, if any."""
+        kept = []
+        for settings in self.recipe.students:
+            checkpoints = self.run.folder / "checkpoints" / settings.name
+            errors = held_out_errors(self.run.folder / settings.name / "metrics.jsonl")
+            cycle = self.recipe.train_of(settings).epochs_per_cycle
+            for epoch in range(1, len(errors)):
+                path = checkpoints / f"epoch-{epoch:03d}"
+                if path.exists():
+                    open_it = functools.partial(self._load_checkpoint, path)
+                    kept.append(Kept(settings.name, epoch, (epoch - 1) % cycle == 0, errors[epoch], open_it))
+        if kept:
+            measure_margins(self.teacher, kept, loaded, self.recipe.evaluate.checkpoints, cache, folder)
+
+    def _load_checkpoint(self, path: Path) -> Encoder:
+        encoder = load(path, device=self.device)
+        if self.recipe.teacher.compute_dtype == "auto":
+            use_bfloat16_where_exact([encoder], self._held_out().texts)
+        return encoder
+
     def _time_queries(self, students: dict[str, Encoder]) -> None:
         """One record per encoder in `speed/`: the teacher's latency beside each student's, on the held-out queries."""
         shard = self._held_out()
         queries = [text for text, kind in zip(shard.texts, shard.kinds, strict=True) if kind == "query"] or shard.texts
         say(f"timing {TIMED_QUERIES} queries, one at a time")
         for name, encoder in {"teacher": self.teacher, **students}.items():
+            if isinstance(encoder, SentenceTransformerEncoder):
+                encoder.compute_dtype = "float32"  # for one query, the casts would cost more than they save
             record = query_latency(encoder, queries[:TIMED_QUERIES], TIMED_QUERIES)
             write_json(
                 self.run.folder / "speed" / f"{name}.json",

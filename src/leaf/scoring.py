@@ -1,0 +1,121 @@
+"""`leaf evaluate` without a recipe: any encoders on any sets, public benchmarks, or texts that nobody has judged."""
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from leaf.encoder import Encoder
+from leaf.errors import LeafError
+from leaf.evaluation import records
+from leaf.evaluation.alignment import Alignment, align
+from leaf.evaluation.benchmarks import evaluate_benchmarks
+from leaf.evaluation.datasets import load_all, load_texts
+from leaf.evaluation.evaluate import evaluate_one
+from leaf.evaluation.records import Score
+from leaf.evaluation.suite import Measured, Suite, run, use_bfloat16_where_exact
+from leaf.evaluation.vectors import VectorCache
+from leaf.loading import load
+from leaf.models import short_name
+from leaf.recipe import TextSource
+from leaf.texts.sources import read
+
+
+@dataclass(frozen=True)
+class Models:
+    """The encoders that are compared."""
+
+    queries: Sequence[str]
+    """Query encoders: students."""
+    documents: str | None = None
+    """The document encoder: their teacher. None: each query encoder is on both sides."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    device: str | None = None
+
+
+def score(models: Models, data: Sequence[Path], suite: Suite, cache: Path | None, out: Path | None) -> Measured:
+    """Scores the models on every set below the paths `data` and on the suite's benchmarks; records go to `out`.
+
+    Vectors are kept in `cache` (None: nowhere) for the next student. Raises `LeafError` for a set that cannot be read,
+    before any model is loaded.
+    """
+    sets = [dataset for path in data for dataset in load_all(path)]
+    if models.documents is None and (suite.truncate or suite.precisions):
+        raise LeafError("curves compare a student with its teacher: name the teacher with --documents")
+    teacher, students = _load(models, [text for each in sets for side in each.sides.values() for text in side])
+    vectors = VectorCache(cache)
+    if teacher is not None:
+        return run(teacher, students, sets, suite, vectors, out)
+    scores: list[Score] = []
+    not_measured: dict[str, str] = {}
+    for encoder in students.values():
+        with_bm25 = suite.bm25 and not scores
+        scores += evaluate_one(encoder, sets, bm25=with_bm25, cache=vectors, batch_size=suite.batch_size)
+        outcome = evaluate_benchmarks(
+            encoder, {}, suite.benchmarks, cache=vectors, folder=out, mirror=suite.mirror, batch_size=suite.batch_size
+        )
+        scores += [replace(each, mode="standard") for each in outcome.scores]
+        not_measured.update(outcome.not_measured)
+    if out is not None:
+        records.write(scores, out)
+    return Measured(scores, None, not_measured)
+
+
+def compare_on_texts(
+    models: Models, data: Sequence[Path], queries: Sequence[Path], documents: Sequence[Path]
+) -> list[Alignment]:
+    """The alignment of every query encoder with its teacher on texts without judgements.
+
+    `data` are BEIR folders (judgements are not read) or files with a column `kind`; `queries` and `documents` are
+    files of texts of one kind. Raises `LeafError` where no teacher is named.
+    """
+    if models.documents is None:
+        raise LeafError("--alignment compares a student with its teacher: name the teacher with --documents")
+    texts: dict[str, list[str]] = {"query": [], "document": []}
+    for path in data:
+        if path.is_dir() and not list(path.glob("*.parquet")):
+            for kind, found in zip(texts, load_texts(path), strict=True):
+                texts[kind] += found
+        else:
+            _read(TextSource(source=str(path)), texts)
+    for paths, kind in ((queries, "query"), (documents, "document")):
+        for path in paths:
+            _read(TextSource(source=str(path), kind=kind), texts)  # type: ignore[arg-type]
+    teacher, students = _load(models, [*texts["query"], *texts["document"]])
+    if teacher is None:
+        raise LeafError("--alignment compares a student with its teacher: --queries and --documents name one model")
+    return [align(student, teacher, texts["query"], texts["document"]) for student in students.values()]
+
+
+def user_cache() -> Path:
+    """Where vectors of evaluation sets are kept between commands: `leaf/vectors` in the user's cache folder."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "leaf" / "vectors"
+
+
+def _load(models: Models, texts: Sequence[str]) -> tuple[Encoder | None, Mapping[str, Encoder]]:
+    """The teacher, if there is one beside the query encoders, and these by name."""
+    students: dict[str, Encoder] = {}
+    teacher = None
+    for model in dict.fromkeys([*([models.documents] if models.documents else []), *models.queries]):
+        short = short_name(model)
+        taken = short in students or (teacher is not None and short == teacher.name)
+        encoder = load(
+            model,
+            device=models.device,
+            name=model if taken else short,
+            compute_dtype="bfloat16" if models.dtype == "bfloat16" else "float32",
+        )
+        if model == models.documents and set(models.queries) != {model}:
+            teacher = encoder
+        else:
+            students[encoder.name] = encoder
+    if models.dtype == "auto":
+        use_bfloat16_where_exact([*([teacher] if teacher else []), *students.values()], texts)
+    return teacher, students
+
+
+def _read(source: TextSource, texts: dict[str, list[str]]) -> None:
+    for row in read(source, seed=0):
+        if isinstance(row.text, str) and row.text.strip():
+            texts[row.kind].append(row.text)
