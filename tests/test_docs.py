@@ -1,6 +1,7 @@
 """The pages name only what exists, say what code and records say, and the map from the paper leaves nothing out."""
 
 import ast
+import functools
 import io
 import json
 import re
@@ -19,7 +20,8 @@ from leaf.speed import page as speed
 
 ROOT = Path(__file__).parent.parent
 PAPER, REFERENCE, README = ROOT / "docs" / "paper.md", ROOT / "docs" / "recipe.md", ROOT / "README.md"
-TRAINING = ROOT / "docs" / "training.md"
+TRAINING, EVALUATION, SWEEPS = (ROOT / "docs" / f"{name}.md" for name in ("training", "evaluation", "sweeps"))
+SWEPT = ("pooling", "schedule", "batch-size", "segments", "losses")
 SPEED, RECORDS = ROOT / "docs" / "speed.md", ROOT / "results" / "speed"
 LINK = re.compile(r"\[([^\]]+)\]\((?!https?:|#|mailto:)([^)\s#]+)[^)]*\)")
 #: Numbers of the paper: equations 1–12, tables 1–8, figures 1–12, listings 1–2, and sections with a method or a claim.
@@ -33,6 +35,7 @@ TABLES = {
     "prepare": recipe.Prepare,
     "train": recipe.Train,
     "evaluate": recipe.Evaluate,
+    "sweep": recipe.Sweep,
 }
 
 
@@ -112,7 +115,7 @@ def reference():
     ]
     headings = {"[teacher]": recipe.Teacher, "[student], or each of [[students]]": recipe.Student,
                 "[[texts]]": recipe.TextSource, "[prepare]": recipe.Prepare, "[train]": recipe.Train,
-                "[evaluate]": recipe.Evaluate}  # fmt: skip
+                "[evaluate]": recipe.Evaluate, "[sweep]": recipe.Sweep}  # fmt: skip
     for heading, section in headings.items():
         page += ["", f"## `{heading}`", "", f"{section.__doc__}", "", "| field | default | |", "|---|---|---|"]
         for name, field in section.model_fields.items():
@@ -149,7 +152,9 @@ def printed_demo():
 BLOCKS = [
     (README, "demo", printed_demo),
     (TRAINING, "ladder", studies.ladder),
-    (TRAINING, "batch-size", studies.batch_size),
+    (EVALUATION, "minilm", studies.whole_tree),
+    (EVALUATION, "curves", studies.curves),
+    *((SWEEPS, name, functools.partial(studies.sweep, name)) for name in SWEPT),
 ]
 
 
@@ -174,7 +179,7 @@ def test_everything_numbered_in_the_paper_has_a_row_that_says_where_it_is(label)
     assert "not yet" in where or LINK.search(where) or code(where) or re.search(r"as (Table|Figure) \d", where)
 
 
-@pytest.mark.parametrize("page", [PAPER, README, SPEED], ids=lambda page: page.name)
+@pytest.mark.parametrize("page", [PAPER, README, SPEED, TRAINING, EVALUATION, SWEEPS], ids=lambda page: page.name)
 def test_a_page_names_only_files_functions_commands_and_settings_that_exist(page):
     text = page.read_text(encoding="utf-8")
     wrong = [*wrong_links(page), *wrong_commands(text), *wrong_settings(text), *wrong_tree(text)]
@@ -198,5 +203,6 @@ if __name__ == "__main__":
         start, _, end = block(page.read_text(encoding="utf-8"), name)
         page.write_text(start + written() + end, encoding="utf-8")
     studies.draw()
+    studies.draw_sweeps()
     REFERENCE.write_text(reference(), encoding="utf-8")
     speed.write_page(RECORDS, SPEED.parent)
