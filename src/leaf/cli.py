@@ -304,6 +304,9 @@ def evaluate(
         list[Path] | None,
         typer.Option("--document-texts", metavar="FILE", help="With --alignment: a file of documents; repeatable."),
     ] = None,
+    mteb: Annotated[
+        bool, typer.Option("--mteb", help="Score --data as mteb tasks; its results go to OUT/mteb.")
+    ] = False,
     bm25: Annotated[bool, typer.Option("--bm25", help="Also score BM25 on the retrieval sets.")] = False,
     out: Annotated[
         Path | None,
@@ -331,7 +334,7 @@ def evaluate(
     if recipe is not None:
         if queries or documents or data or benchmark or alignment:
             raise LeafError("give either a RECIPE or --queries and --data, not both")
-        if mirror or truncate or precision or bm25:
+        if mirror or truncate or precision or bm25 or mteb:
             raise LeafError("with a RECIPE these are its settings: --set evaluate.truncate=[256,128] and the like")
         with _pipeline(_recipe(recipe, limit, teacher, set_), out, device) as pipeline:
             pipeline.evaluate()
@@ -354,6 +357,7 @@ def evaluate(
     suite = Suite(
         benchmarks=benchmark or [],
         mirror=mirror,
+        mteb=mteb,
         bm25=bm25,
         truncate=_numbers(truncate, "--truncate"),
         precisions=_precisions(precision),

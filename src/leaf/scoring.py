@@ -10,11 +10,10 @@ from leaf.encoder import Encoder
 from leaf.errors import LeafError
 from leaf.evaluation import records
 from leaf.evaluation.alignment import Alignment, align
-from leaf.evaluation.benchmarks import evaluate_benchmarks
 from leaf.evaluation.datasets import load_all, load_texts
 from leaf.evaluation.evaluate import evaluate_one
 from leaf.evaluation.records import Score
-from leaf.evaluation.suite import Measured, Suite, run, use_bfloat16_where_exact
+from leaf.evaluation.suite import Measured, Suite, run, through_mteb, use_bfloat16_where_exact
 from leaf.evaluation.vectors import VectorCache
 from leaf.loading import load
 from leaf.models import short_name
@@ -49,14 +48,14 @@ def score(models: Models, data: Sequence[Path], suite: Suite, cache: Path | None
         return run(teacher, students, sets, suite, vectors, out)
     scores: list[Score] = []
     not_measured: dict[str, str] = {}
+    native = [] if suite.mteb else sets
     for encoder in students.values():
         with_bm25 = suite.bm25 and not scores
-        scores += evaluate_one(encoder, sets, bm25=with_bm25, cache=vectors, batch_size=suite.batch_size)
-        outcome = evaluate_benchmarks(
-            encoder, {}, suite.benchmarks, cache=vectors, folder=out, mirror=suite.mirror, batch_size=suite.batch_size
-        )
-        scores += [replace(each, mode="standard") for each in outcome.scores]
-        not_measured.update(outcome.not_measured)
+        scores += evaluate_one(encoder, native, bm25=with_bm25, cache=vectors, batch_size=suite.batch_size)
+        if suite.benchmarks or suite.mteb:
+            outcome = through_mteb(encoder, {}, sets, suite, vectors, out)
+            scores += [replace(each, mode="standard") for each in outcome.scores]
+            not_measured.update(outcome.not_measured)
     if out is not None:
         records.write(scores, out)
     return Measured(scores, None, not_measured)

@@ -18,7 +18,7 @@ from typing import Any
 from leaf.compression import Precision, sample
 from leaf.encoder import AsymmetricEncoder, Encoder
 from leaf.evaluation import curves, margin, records
-from leaf.evaluation.benchmarks import evaluate_benchmarks
+from leaf.evaluation.benchmarks import Outcome, evaluate_benchmarks
 from leaf.evaluation.compare import main_scores
 from leaf.evaluation.curves import Curves, SetVectors
 from leaf.evaluation.datasets import Dataset, RetrievalSet
@@ -40,6 +40,8 @@ class Suite:
 
     benchmarks: Sequence[str] = ()
     mirror: Path | None = None
+    mteb: bool = False
+    """Run the datasets as tasks of mteb, which writes results in its own format too. The numbers are the same."""
     bm25: bool = True
     truncate: Sequence[int] = ()
     precisions: Sequence[Precision] = ()
@@ -66,20 +68,13 @@ def run(
     folder: Path | None,
 ) -> Measured:
     """Measures it all, writing each part into `folder` as soon as it is there. Vectors are asked of `cache`."""
-    scores = evaluate_all(teacher, students, datasets, bm25=suite.bm25, cache=cache, batch_size=suite.batch_size)
+    native = [] if suite.mteb else datasets
+    scores = evaluate_all(teacher, students, native, bm25=suite.bm25, cache=cache, batch_size=suite.batch_size)
     not_measured: Mapping[str, str] = {}
     if folder is not None:
         records.write(scores, folder)
-    if suite.benchmarks:
-        outcome = evaluate_benchmarks(
-            teacher,
-            students,
-            suite.benchmarks,
-            cache=cache,
-            folder=folder,
-            mirror=suite.mirror,
-            batch_size=suite.batch_size,
-        )
+    if suite.benchmarks or suite.mteb:
+        outcome = through_mteb(teacher, students, datasets, suite, cache, folder)
         scores, not_measured = [*scores, *outcome.scores], outcome.not_measured
         if folder is not None:
             records.write(outcome.scores, folder)
@@ -92,6 +87,27 @@ def run(
         write_json(folder / "examples.json", answers)
     cache.forget()
     return Measured(scores, found, not_measured)
+
+
+def through_mteb(
+    teacher: Encoder,
+    students: Mapping[str, Encoder],
+    datasets: Sequence[Dataset],
+    suite: Suite,
+    cache: VectorCache,
+    folder: Path | None,
+) -> Outcome:
+    """Scores on the suite's benchmarks, and on the datasets where they are to be mteb's tasks."""
+    return evaluate_benchmarks(
+        teacher,
+        students,
+        suite.benchmarks,
+        local=datasets if suite.mteb else (),
+        cache=cache,
+        folder=folder,
+        mirror=suite.mirror,
+        batch_size=suite.batch_size,
+    )
 
 
 @dataclass(frozen=True)

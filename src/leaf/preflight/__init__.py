@@ -8,6 +8,8 @@ Writes: `preflight.json` in the run folder, and nothing else: it is no stage, an
     record = probe(Recipe.load("demo"))
     print_page(record, Console())
 
+    probe.py     all of it in order; warn.py and page.py say it in words
+    texts.py     a sample of the training texts, without the texts stage
     rank.py      directions that the teacher's vectors need, and what a narrow head cannot reach
     start.py     students before training, under a closed-form head
     forms.py     evaluation queries beside training queries: forms, and nearest texts

@@ -2,13 +2,14 @@
 
 The error comes from finished runs (`MEASURED`): what training left of the closed-form start, carried over to another
 number of texts and of layers. It is a rule of thumb with a range, and says which runs it stands on. The search is
-simulated on the user's own sets: teacher vectors of queries are moved off by errors of that size, in two ways that
-a trained student's retention was found between, near the first for weak students and near the second for good ones:
+simulated on the user's own sets: teacher vectors of queries are moved off by errors of that size, in two ways:
 
     own      each query by its own starting error, shrunk: the student stays wrong where it was wrong
     foreign  each query by the starting error of some other text: what is left has nothing to do with the query
 
-Random directions instead of such errors would be far too hopeful: 99 to 100 % where students kept 94 to 99 %.
+Trained students were found between the two. On seven whole sets and at their final ε, the ladder's table, 1 and 2
+layers kept 94.1, 97.3 and 98.7 %; own errors gave 92.5, 95.7 and 97.9, foreign ones 95.7, 97.4 and 98.9. Random
+directions would have been far too hopeful: 98.9, 99.7 and 100.1.
 
 Shapes: n queries or texts, d dimensions.
 """

@@ -51,8 +51,8 @@ FILE = "preflight.json"
 NUM_TEXTS = 4_000
 #: Fewer say nothing.
 MIN_TEXTS = 100
-#: Pairs searched where the recipe evaluates on pairs that the texts stage has yet to hold out.
-NUM_PAIRS = 1_000
+#: At most so many pairs, where the recipe evaluates on pairs that the texts stage has yet to hold out.
+NUM_PAIRS = 10_000
 #: One text in so many is kept from the fit: ε is measured on it, and its errors are what searches are tried with.
 CHECK_EVERY = 10
 #: Held-out queries below which all held-out texts stand in for them.

@@ -93,10 +93,12 @@ class Search:
 
     def _ndcg(self, query: str, similarities: Vectors) -> float:
         part, judged = self.part, self.part.qrels[query]
-        similarities[[row for row in [self._rows.get(query)] if row is not None]] = -np.inf  # BEIR: its own copy
         relevant = {self._rows[each]: gain for each, gain in judged.items() if gain > 0 and each in self._rows}
+        if not relevant:
+            return 0.0
+        if query in self._rows:  # the query itself (ArguAna, Quora), which BEIR drops
+            similarities[self._rows[query]] = -np.inf
         own = np.array(list(relevant), np.int64)
-
         is_own = np.zeros(len(similarities), bool)
         is_own[own] = True
         left_out = sum(each in part.left_out for each, gain in judged.items() if gain > 0)
@@ -159,7 +161,8 @@ class Above(NamedTuple):
 
         Beta-binomial: each of them is above with the same chance, of which those here tell.
         """
-        alpha, beta = self.counts + self.prior, self.here - self.counts + 1.0
+        alpha: Values = self.counts + np.float64(self.prior)
+        beta: Values = np.float64(self.here + 1) - self.counts
         rest = self.left_out
         none = _log_gamma(beta + rest) - _log_gamma(beta) + _log_gamma(alpha + beta) - _log_gamma(alpha + beta + rest)
         columns = [np.exp(none)]
@@ -180,12 +183,12 @@ def expected_dcg(gains: Values, groups: Sequence[Above], top_k: int = TOP_K) -> 
         chances = np.stack(
             [(chances[:, : number + 1] * more[:, number::-1]).sum(axis=1) for number in range(top_k)], axis=1
         )
-    ranks = (1 + sum(group.counts for group in groups))[:, None] + np.arange(top_k)
+    ranks = 1 + np.sum([group.counts for group in groups], axis=0)[:, None] + np.arange(top_k)
     return float(gains @ np.where(ranks <= top_k, chances / np.log2(ranks + 1), 0.0).sum(axis=1))
 
 
 def _log_gamma(values: Values) -> Values:
-    return np.array([math.lgamma(value) for value in values])
+    return np.array([math.lgamma(value) for value in values], np.float64)
 
 
 def cut(sets: Sequence[RetrievalSet], max_length: int | None, seed: int, characters: int = CHARACTERS) -> list[Part]:
