@@ -37,7 +37,7 @@ from leaf.preflight.predict import (
     useful_texts,
 )
 from leaf.preflight.rank import rank_bound, reachable, spectrum
-from leaf.preflight.searches import Above, Part, Search, cut, expected_dcg, of_pairs
+from leaf.preflight.searches import Above, Part, Search, cut, expected_discounts, of_pairs
 from leaf.preflight.texts import from_sources
 from leaf.recipe import Prepare, Recipe, TextSource
 from leaf.report.preflight import compare, draw_rank
@@ -220,29 +220,32 @@ def test_a_query_whose_relevant_documents_are_not_in_the_corpus_scores_nothing()
     assert Search(part, gaussian(1, 4), gaussian(2, 4), "dot").teacher_scores.tolist() == [0]
 
 
+def above(counts, here, left_out, prior):
+    values = ([value] * len(counts) for value in (here, left_out, prior))
+    return Above(np.array(counts), *(np.array(each, float) for each in values))
+
+
 def test_what_is_above_in_the_rest_of_a_set_is_beta_binomial():
     # Of 30 documents here 2 are above, 7 were left out, and 0.2 are taken for granted.
-    group = Above(np.array([2]), 30, 7, 0.2)
+    group = above([2], 30, 7, 0.2)
     expected = scipy.stats.betabinom(7, 2.2, 29).pmf(np.arange(10))
     np.testing.assert_allclose(group.chances(10)[0], expected, atol=1e-12)
-    # Ranks from 3 on, and a gain of 3.
-    ranked = 3 * sum(chance / math.log2(3 + more + 1) for more, chance in enumerate(expected[:8]))
-    assert expected_dcg(np.array([3.0]), [group]) == pytest.approx(ranked)
+    discount = sum(chance / math.log2(3 + more + 1) for more, chance in enumerate(expected[:8]))  # ranks from 3 on
+    assert expected_discounts([group])[0] == pytest.approx(discount)
     # Two groups: the chances of 0 and 1 more above add up over both.
-    other = Above(np.array([5]), 10, 1, 0.0)
+    other = above([5], 10, 1, 0.0)
     both = scipy.stats.betabinom(1, 5, 6).pmf([0, 1])
-    ranked = sum(
+    discount = sum(
         first * second / math.log2(8 + more + also + 1)
         for more, first in enumerate(expected)
         for also, second in enumerate(both)
         if 8 + more + also <= 10
     )
-    assert expected_dcg(np.array([1.0]), [group, other]) == pytest.approx(ranked)
+    assert expected_discounts([group, other])[0] == pytest.approx(discount)
 
 
-def test_with_nothing_left_out_it_is_dcg():
-    none = Above(np.array([0, 3, 10]), 20, 0, 0.2)
-    assert expected_dcg(np.array([3.0, 1.0, 5.0]), [none]) == pytest.approx(3 + 1 / math.log2(5))
+def test_with_nothing_left_out_it_is_the_discount_of_the_rank():
+    assert expected_discounts([above([0, 3, 10], 20, 0, 0.2)]) == pytest.approx([1, 1 / math.log2(5), 0])
 
 
 def test_a_part_of_the_documents_tells_the_score_of_the_whole():

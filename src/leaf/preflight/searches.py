@@ -1,8 +1,8 @@
 """Small searches to try query vectors on: the recipe's own retrieval sets cut to a budget, or the sample itself.
 
 Fewer documents make a search easier, most so for a student that errs. So the documents that were left out are reckoned
-with (`expected_dcg`), and the budget is in characters: the teacher's time goes by these, and a set of short documents
-can keep thousands of them.
+with (`expected_discounts`), and the budget is in characters: the teacher's time goes by these, and a set of short
+documents can keep thousands of them.
 """
 
 import math
@@ -28,6 +28,7 @@ TOP_K = 10
 #: parts of seven sets nDCG@10 was estimated at 64.2, and was 65.0 on the whole sets; with twice as many it was 60.5.
 PRIOR = 0.2
 Values: TypeAlias = NDArray[np.float64]
+Rows: TypeAlias = NDArray[np.int64]
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,46 +80,63 @@ class Search:
     def scores(self, vectors: Vectors) -> Values:
         """The score of each query, `[nq]`, when `vectors` `[nq, d]` search the teacher's documents.
 
-        nDCG@10 is an estimate of the whole set's (see `expected_dcg`): right on average, but of one query it can be
-        above 1 where relevant documents were left out, since those that are there stand for them.
+        nDCG@10 is an estimate of the whole set's (see `expected_discounts`): right on average, but of one query it can
+        be above 1 where relevant documents were left out, since those that are there stand for them.
         """
         if not self.part.qrels:
             rows = self._best(vectors)
             pairs = zip(rows.tolist(), self._own_best.tolist(), strict=True)
             return np.array([len({*found} & {*own}) / len(own) for found, own in pairs])
         queries = normalised(vectors) if self.similarity == "cosine" else vectors
-        return np.array(
-            [self._ndcg(query, row @ self._compared.T) for query, row in zip(self.part.queries, queries, strict=True)]
+        judged = self._judged
+        counts = np.zeros((3, len(judged.query)), np.int64)
+        for position, name in enumerate(self.part.queries):
+            mine = slice(*np.searchsorted(judged.query, [position, position + 1]))
+            if mine.start < mine.stop:
+                counts[:, mine] = self._above(name, queries[position] @ self._compared.T, judged.row[mine])
+        groups = [Above(*each) for each in zip(counts, *judged.groups, strict=True)]
+        gained = judged.gain * expected_discounts(groups)
+        return np.bincount(judged.query, gained, len(self.part.queries)) / self._ideal / self._share_of_relevant
+
+    def _above(self, query: str, similarities: Vectors, own: Rows) -> Rows:
+        """How many documents are above each relevant one of a query, rows `own` `[r]`, by group as in `_judged`."""
+        bars = similarities[own]
+        counted = similarities > bars[:, None]
+        if query in self._rows:  # the query itself (ArguAna, Quora), which BEIR drops
+            counted[:, self._rows[query]] = False
+        mine, other = counted[:, own].sum(axis=1), counted[:, self._is_other].sum(axis=1)
+        return np.stack([mine, counted.sum(axis=1) - mine - other, other])
+
+    @cached_property
+    def _judged(self) -> "_Judged":
+        """The relevant documents that are here, query by query, and the documents that may be above each of them."""
+        part, others = self.part, float(self._is_other.mean())
+        num_others = len(part.others)
+        found: list[tuple[float, ...]] = []
+        for position, query in enumerate(part.queries):
+            gains = {each: gain for each, gain in part.qrels[query].items() if gain > 0 and each != query}
+            here = [each for each in gains if each in self._rows]
+            out = sum(each in part.left_out for each in gains)
+            strange = len(self._rows) - num_others - len(here)
+            for each in here:
+                sizes = len(here) - 1, strange, num_others, out, len(part.left_out) - out, part.others_left_out
+                found.append((position, self._rows[each], gains[each], *sizes))
+        columns = np.array(found, np.float64).reshape(-1, 9).T
+        # One of m sampled items with k of them above: any gap between the m is as likely for one left out. Hence a
+        # prior of 1 for the query's own.
+        priors = np.array([[1.0], [PRIOR * (1 - others)], [PRIOR * others]]).repeat(columns.shape[1], axis=1)
+        return _Judged(
+            columns[0].astype(np.int64), columns[1].astype(np.int64), columns[2], (columns[3:6], columns[6:9], priors)
         )
 
-    def _ndcg(self, query: str, similarities: Vectors) -> float:
-        part, judged = self.part, self.part.qrels[query]
-        relevant = {self._rows[each]: gain for each, gain in judged.items() if gain > 0 and each in self._rows}
-        if not relevant:
-            return 0.0
-        if query in self._rows:  # the query itself (ArguAna, Quora), which BEIR drops
-            similarities[self._rows[query]] = -np.inf
-        own = np.array(list(relevant), np.int64)
-        is_own = np.zeros(len(similarities), bool)
-        is_own[own] = True
-        left_out = sum(each in part.left_out for each, gain in judged.items() if gain > 0)
-        is_strange = ~is_own & ~self._is_other  # relevant, but to another query
-        others = self._is_other.mean()
-
-        def above(among: NDArray[np.bool_]) -> NDArray[np.int64]:
-            counts: NDArray[np.int64] = (similarities[among] > similarities[own, None]).sum(axis=1)
-            return counts
-
-        groups = [
-            # One of m sampled items with k of them above: any gap between the m is as likely for one left out.
-            Above(above(is_own), len(own) - 1, left_out, 1.0),
-            Above(above(is_strange), int(is_strange.sum()), len(part.left_out) - left_out, PRIOR * (1 - others)),
-            Above(above(self._is_other), int(self._is_other.sum()), part.others_left_out, PRIOR * others),
-        ]
-        gains = np.array(list(relevant.values())) * np.isfinite(similarities[own])
-        ideal = sorted((gain for gain in judged.values() if gain > 0), reverse=True)[:TOP_K]
-        best = sum(gain / np.log2(rank + 1) for rank, gain in enumerate(ideal, start=1))
-        return expected_dcg(gains, groups) / self._share_of_relevant / float(best)
+    @cached_property
+    def _ideal(self) -> Values:
+        """DCG of the best ranking of each query."""
+        best = []
+        for query in self.part.queries:
+            gains = sorted((gain for gain in self.part.qrels[query].values() if gain > 0), reverse=True)[:TOP_K]
+            best.append(sum(gain / math.log2(rank + 1) for rank, gain in enumerate(gains, start=1)))
+        return np.array(best)
 
     @cached_property
     def _rows(self) -> dict[str, int]:
@@ -132,7 +150,7 @@ class Search:
     def _share_of_relevant(self) -> float:
         """Of the documents that are relevant to a query, the share that is here."""
         here = len(self.part.documents) - len(self.part.others)
-        return here / (here + len(self.part.left_out))
+        return here / (here + len(self.part.left_out)) if here else 1.0
 
     @cached_property
     def _compared(self) -> Vectors:
@@ -146,14 +164,25 @@ class Search:
         return search(vectors, self.document_vectors, TOP_K, self.similarity)[0]
 
 
+class _Judged(NamedTuple):
+    """Pairs of a query and a relevant document, all queries in order, `[r]` each."""
+
+    query: Rows
+    row: Rows
+    gain: Values
+    groups: tuple[Values, Values, Values]
+    """Here, left out and prior (see `Above`), `[3, r]` each: of the query's relevant documents, of those that are
+    relevant to others, and of the rest."""
+
+
 class Above(NamedTuple):
-    """Documents of one group beside r relevant ones."""
+    """Documents of one group that may be above each of r relevant ones, `[r]` each."""
 
     counts: NDArray[np.int64]
-    """How many of those here are above each, `[r]`."""
-    here: int
-    left_out: int
-    prior: float
+    """How many of those here are."""
+    here: Values
+    left_out: Values
+    prior: Values
     """Documents above that are taken for granted."""
 
     def chances(self, top_k: int) -> Values:
@@ -161,30 +190,32 @@ class Above(NamedTuple):
 
         Beta-binomial: each of them is above with the same chance, of which those here tell.
         """
-        alpha: Values = self.counts + np.float64(self.prior)
-        beta: Values = np.float64(self.here + 1) - self.counts
+        alpha: Values = self.counts + self.prior
+        beta: Values = self.here + 1 - self.counts
         rest = self.left_out
         none = _log_gamma(beta + rest) - _log_gamma(beta) + _log_gamma(alpha + beta) - _log_gamma(alpha + beta + rest)
         columns = [np.exp(none)]
         for more in range(top_k - 1):
-            fewer = max(rest - more, 0)
-            columns.append(columns[-1] * fewer * (alpha + more) / (more + 1) / (beta + max(fewer - 1, 0)))
+            fewer = np.maximum(rest - more, 0)
+            columns.append(columns[-1] * fewer * (alpha + more) / (more + 1) / (beta + np.maximum(fewer - 1, 0)))
         return np.stack(columns, axis=1)
 
 
-def expected_dcg(gains: Values, groups: Sequence[Above], top_k: int = TOP_K) -> float:
-    """DCG@k of relevant documents (gains `[r]`) at the ranks to be expected in a whole set, from those in a part of it.
+def expected_discounts(groups: Sequence[Above], top_k: int = TOP_K) -> Values:
+    """What nDCG@k is expected to give relevant documents for their ranks in a whole set, `[r]`, from a part of it.
 
-    `groups` are the documents that may be above them. Where none is left out, this is DCG.
+    `1 / log2(rank + 1)` down to rank k, and then nothing, over the chances of how many of the documents that were left
+    out are above. `groups` are those that may be; where none was left out, this is the discount itself.
     """
-    chances = np.eye(1, top_k).repeat(len(gains), axis=0)  # of so many more above, `[r, k]`
+    ranks = 1 + np.sum([group.counts for group in groups], axis=0)[:, None] + np.arange(top_k)
+    chances = np.eye(1, top_k).repeat(len(ranks), axis=0)  # of so many more above
     for group in groups:
         more = group.chances(top_k)
         chances = np.stack(
             [(chances[:, : number + 1] * more[:, number::-1]).sum(axis=1) for number in range(top_k)], axis=1
         )
-    ranks = 1 + np.sum([group.counts for group in groups], axis=0)[:, None] + np.arange(top_k)
-    return float(gains @ np.where(ranks <= top_k, chances / np.log2(ranks + 1), 0.0).sum(axis=1))
+    discounts: Values = np.where(ranks <= top_k, chances / np.log2(ranks + 1), 0.0).sum(axis=1)
+    return discounts
 
 
 def _log_gamma(values: Values) -> Values:
