@@ -19,7 +19,7 @@ from leaf.errors import LeafError
 from leaf.progress import say
 from leaf.recipe import Prepare, Recipe, TextSource
 from leaf.run import read_manifest
-from leaf.texts.prepare import _rejection
+from leaf.texts.prepare import rejection
 from leaf.texts.shards import read_shard
 from leaf.texts.sources import name_of, read
 from leaf.vector_files import read_vectors
@@ -148,7 +148,7 @@ def _draw(source: TextSource, settings: Prepare, num_texts: int, num_pairs: int)
     # `rows` would make reading count the whole source first; the lottery is a uniform sample of it anyway.
     for row in read(source.model_copy(update={"rows": None}), settings.seed):
         count += 1
-        if (reason := _rejection(row.text, settings.max_characters)) is not None:
+        if (reason := rejection(row.text, settings.max_characters)) is not None:
             rejected[reason] += 1
             continue
         assert isinstance(row.text, str)

@@ -104,8 +104,10 @@ def _prediction(folder: Path, report: Mapping[str, Any]) -> Iterator[Section]:
     path = folder / "preflight.json"
     if not path.exists():
         return
-    rows, said = preflight.compare(_read(path), report)
-    yield Section("Predicted and reached", said, [("Prediction", rows)], {})
+    probe = _read(path)
+    rows, said = preflight.compare(probe, report)
+    figure = preflight.draw_rank(probe)
+    yield Section("Predicted and reached", said, [("Prediction", rows)], {"rank": figure} if figure else {})
 
 
 def _read(path: Path) -> Any:

@@ -167,7 +167,7 @@ def _usable(
     """The rows that are texts; counts the others by reason."""
     for row in rows:
         read_counts[row.source] += 1
-        reason = _rejection(row.text, max_characters)
+        reason = rejection(row.text, max_characters)
         if reason is not None:
             rejected[row.source][reason] += 1
             continue
@@ -204,7 +204,7 @@ def _rows(sources: Iterable[TextSource], seed: int) -> Iterator[Row]:
         say(f"texts: {name_of(source)}: {count:,} rows read in {time.monotonic() - began:.1f} s")
 
 
-def _rejection(text: object, max_characters: int) -> str | None:
+def rejection(text: object, max_characters: int) -> str | None:
     """Why `text` cannot be used, None if it can."""
     if isinstance(text, Malformed):
         return "malformed"
