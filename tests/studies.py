@@ -9,6 +9,7 @@ from typing import Any
 from leaf.evaluation.curves import Curves, Summary
 from leaf.evaluation.records import Score
 from leaf.evaluation.statistics import Interval
+from leaf.report import margin as margins
 from leaf.report import sweep as sweeps
 from leaf.report.curves import curves_caption, curves_table
 from leaf.report.figures import draw_figures
@@ -110,6 +111,17 @@ def curves() -> str:
     picture = f"![{alt and alt[1]}](../results/curves/{figure.name})"
     table = markdown_table(curves_table(found, student["name"]))
     return "\n".join([said, "", table, curves_caption(found), "", picture, ""])
+
+
+def margin() -> str:
+    """How much error search bears, from the checkpoints of the first part of the curves study."""
+    report = json.loads((CURVES / "first-report.json").read_text(encoding="utf-8"))
+    parts = [f"`leaf distill results/curves/first.toml`, commit `{report['measured']['commit']}`:", ""]
+    for mode, found in report["margin"].items():
+        figure = CURVES / f"margin-{mode}.svg"
+        alt = re.search('aria-label="([^"]*)"', figure.read_text(encoding="utf-8"))
+        parts += [" ".join(margins.verdict(found)), "", f"![{alt and alt[1]}](../results/curves/{figure.name})", ""]
+    return "\n".join(parts)
 
 
 def _read_curves(report: dict[str, Any]) -> Curves:

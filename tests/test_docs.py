@@ -154,6 +154,7 @@ BLOCKS = [
     (TRAINING, "ladder", studies.ladder),
     (EVALUATION, "minilm", studies.whole_tree),
     (EVALUATION, "curves", studies.curves),
+    (EVALUATION, "margin", studies.margin),
     *((SWEEPS, name, functools.partial(studies.sweep, name)) for name in SWEPT),
 ]
 

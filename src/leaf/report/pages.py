@@ -31,8 +31,9 @@ def render(template: str, report: dict[str, Any], **context: Any) -> str:
 
 
 def markdown(text: object) -> Markup:
-    """`text` as plain words of Markdown, neither markup nor HTML."""
-    return Markup(MARKDOWN.sub(r"\\\1", str(escape(text)).replace("&#39;", "'").replace("&#34;", '"')))
+    """`text` as plain words of Markdown, neither markup nor HTML; an indented cell stays indented."""
+    words = MARKDOWN.sub(r"\\\1", str(escape(text)).replace("&#39;", "'").replace("&#34;", '"'))
+    return Markup(words.replace("  ", "&nbsp;&nbsp;", 1) if words.startswith("  ") else words)
 
 
 def literal(value: object) -> Markup:
