@@ -1,11 +1,13 @@
 """Fixtures shared by all tests, and what no test may do: reach for a network, or take long without saying so."""
 
 import os
+import sys
 import tempfile
 from pathlib import Path
 
 import pytest
 
+from leaf import cli
 from tiny import save_bert, save_teacher
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # models this small only lose time between threads
@@ -38,3 +40,20 @@ def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def teacher_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_teacher(tmp_path_factory.mktemp("teacher"), prompts={"query": "ba be: ", "document": ""})
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Runs the command line in this process: (exit code, stdout, stderr)."""
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["leaf", *map(str, arguments)])
+        try:
+            cli.main()
+            code = 0
+        except SystemExit as stop:
+            code = stop.code if isinstance(stop.code, int) else (1 if stop.code else 0)
+        printed = capsys.readouterr()
+        return code, printed.out, printed.err
+
+    return call

@@ -10,27 +10,8 @@ import numpy as np
 import pytest
 
 import leaf
-from leaf import cli
 from leaf.recipe import Recipe
 from tiny import save_teacher, sentences
-
-
-@pytest.fixture
-def run(monkeypatch, capsys):
-    """Runs the command line in this process: (exit code, stdout, stderr)."""
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["leaf", *map(str, arguments)])
-        try:
-            cli.main()
-            code = 0
-        except SystemExit as stop:
-            code = stop.code if isinstance(stop.code, int) else (1 if stop.code else 0)
-        printed = capsys.readouterr()
-        return code, printed.out, printed.err
-
-    return call
-
 
 RECIPE = """
 name = "r"

@@ -2,7 +2,6 @@
 
 import json
 import math
-import sys
 import xml.etree.ElementTree as ElementTree
 from collections import Counter
 from dataclasses import replace
@@ -16,7 +15,6 @@ from rich.console import Console
 from sentence_transformers.sentence_transformer.modules import StaticEmbedding, Transformer
 
 import leaf
-from leaf import cli
 from leaf.errors import LeafError
 from leaf.evaluation.datasets import RetrievalSet
 from leaf.evaluation.measures import ndcg
@@ -477,23 +475,6 @@ def tiny_recipe(folder, teacher, **changes):
     path = folder / "tiny.toml"
     path.write_text(recipe.to_toml())
     return path
-
-
-@pytest.fixture
-def run(monkeypatch, capsys):
-    """Runs the command line in this process: (exit code, stdout, stderr)."""
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["leaf", *map(str, arguments)])
-        try:
-            cli.main()
-            code = 0
-        except SystemExit as stop:
-            code = stop.code or 0
-        printed = capsys.readouterr()
-        return code, printed.out, printed.err
-
-    return call
 
 
 def test_plan_says_what_to_expect_and_leaves_nothing_but_its_record(run, tmp_path, teacher_folder):

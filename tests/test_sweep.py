@@ -3,13 +3,11 @@
 import json
 import re
 import shutil
-import sys
 import tomllib
 from pathlib import Path
 
 import pytest
 
-from leaf import cli
 from leaf.errors import LeafError
 from leaf.evaluation import records
 from leaf.pipeline import Pipeline
@@ -182,23 +180,6 @@ def test_the_studies_load_and_share_their_teacher_and_texts(path):
 
 
 # --- a sweep that is run -------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def run(monkeypatch, capsys):
-    """Runs the command line in this process: (exit code, stdout, stderr)."""
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["leaf", *map(str, arguments)])
-        try:
-            cli.main()
-            code = 0
-        except SystemExit as stop:
-            code = stop.code or 0
-        printed = capsys.readouterr()
-        return code, printed.out, printed.err
-
-    return call
 
 
 def tiny(folder, teacher, grid, **changes):
