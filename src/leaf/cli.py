@@ -615,8 +615,8 @@ def _print_measured(measured: "Measured", as_json: bool) -> None:
         for student in measured.curves.students:
             stdout.print(f"\n{student}, in fewer dimensions and bits: nDCG@10, mean over sets", style="bold")
             print_table(curves_table(measured.curves, student), stdout)
-    for name, reason in measured.not_measured.items():
-        stdout.print(f"not measured: {name} ({reason})", soft_wrap=True)
+    if measured.not_measured:  # each has said why when it came to it
+        stdout.print(f"Not measured: {', '.join(measured.not_measured)}", soft_wrap=True)
 
 
 def _print_alignments(found: "Sequence[Alignment]", out: Path | None, as_json: bool) -> None:
