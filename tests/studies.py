@@ -99,12 +99,11 @@ def curves() -> str:
     report = json.loads((CURVES / "report.json").read_text(encoding="utf-8"))
     [student], made = report["students"], report["measured"]
     said = (
-        "`python results/curves/teacher.py`, then `leaf distill results/curves/recipe.toml`: all-MiniLM-L6-v2 with "
-        "its vectors turned onto their principal axes, so that leading dimensions matter as with a teacher that was "
-        f"trained for it, and a student of {student['layers']} layers (ε {student['epsilon']:.3f}, "
-        f"{student['num_texts']:,} texts, {student['seconds'] / 60:.0f} min), "
-        f"{made['hardware']['cpus']} cores, {made['hardware']['cpu']}, "
-        f"commit `{made['commit']}`."
+        "`python results/curves/teacher.py`, then `leaf distill` of `first.toml` and `recipe.toml` there: "
+        "all-MiniLM-L6-v2, its vectors turned onto their principal axes, so that leading dimensions matter as with a "
+        f"teacher that was trained for it; a student of {student['layers']} layers, trained on 150,000 texts of both "
+        f"kinds and finished on {student['num_texts']:,} queries, on which it reaches ε {student['epsilon']:.3f}; "
+        f"{made['hardware']['cpus']} cores, {made['hardware']['cpu']}, commit `{made['commit']}`."
     )
     found, figure = _read_curves(report), CURVES / f"curves-{student['name']}.svg"
     alt = re.search('aria-label="([^"]*)"', figure.read_text(encoding="utf-8"))
