@@ -84,7 +84,8 @@ def wrong_commands(text):
 def wrong_settings(text):
     for name in code(text):
         table, dot, field = name.partition(".")
-        if table in TABLES and dot and field.isidentifier() and field not in TABLES[table].model_fields:
+        is_file = field in ("json", "md", "toml")
+        if table in TABLES and dot and field.isidentifier() and not is_file and field not in TABLES[table].model_fields:
             yield name
 
 

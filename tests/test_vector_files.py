@@ -75,7 +75,7 @@ def test_a_part_of_another_teacher_is_an_error_that_names_the_field(tmp_path):
     write_part(tmp_path / "p.parquet", unit(5, 4), KEY, "float16")
     check_part(tmp_path / "p.parquet", KEY)
     other = {**KEY, "teacher": {"model": "a", "max_length": 256}}
-    with pytest.raises(LeafError, match=r"another teacher or other texts \(teacher\.max_length was 128, is now 256\)"):
+    with pytest.raises(LeafError, match=r"another encoder or other texts \(teacher\.max_length was 128, is now 256\)"):
         check_part(tmp_path / "p.parquet", other)
 
 

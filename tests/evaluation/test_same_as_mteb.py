@@ -265,6 +265,7 @@ def test_ndcg_and_recall():
         assert round(score, 5) == pytest.approx(found.mteb[name], abs=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not EVAL.is_dir(), reason="the shared evaluation sets are not here")
 @pytest.mark.parametrize(
     ("name", "spread"),

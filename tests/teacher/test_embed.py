@@ -101,7 +101,7 @@ def test_a_text_is_never_paid_for_twice_when_the_pass_is_killed_between_shards(t
 
 def test_a_cache_of_another_teacher_is_refused_and_the_field_named(texts, tmp_path):
     fill(texts, tmp_path / "e", HashTeacher(version=1))
-    with pytest.raises(LeafError, match=r"another teacher or other texts \(teacher\.version was 1, is now 2\)"):
+    with pytest.raises(LeafError, match=r"another encoder or other texts \(teacher\.version was 1, is now 2\)"):
         fill(texts, tmp_path / "e", HashTeacher(version=2))
 
 
@@ -109,7 +109,7 @@ def test_a_part_of_other_texts_is_refused(texts, tmp_path):
     fill(texts, tmp_path / "e", HashTeacher())
     folder, shards, *rest = texts
     other = [{**shards[0], "digest": "0" * 64}, *shards[1:]]
-    with pytest.raises(LeafError, match=r"another teacher or other texts \(texts was"):
+    with pytest.raises(LeafError, match=r"another encoder or other texts \(texts was"):
         fill((folder, other, *rest), tmp_path / "e", HashTeacher())
 
 
