@@ -224,6 +224,15 @@ def test_retention_is_the_mean_of_the_ratios_and_leaves_sts_out(folder: Path) ->
     assert 100 - 8 / 0.6 <= per_dataset["easy"]["low"] < per_dataset["easy"]["high"] <= 100 - 8 / 1.0 + 1e-9
 
 
+def test_the_pages_say_what_the_teachers_documents_add_and_claim_no_more(folder: Path) -> None:
+    write_report(folder, RECIPE)
+    # `easy`: +0.2 and +0.12 on every query; `hard` is better on one query and worse on the other.
+    for page in ("report.md", "report.html"):
+        text = (folder / page).read_text()
+        assert re.search(r"Asymmetric minus standard, in points: student-table \+12\.5 \(", text)
+        assert re.search(r"student-2l (\+8\.5 \(|not resolved)", text)
+
+
 def test_one_dataset_is_named_instead_of_averaged(folder: Path) -> None:
     for path in (folder / "scores").rglob("*.json"):
         if path.name.startswith(("hard", "similar")):

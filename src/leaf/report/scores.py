@@ -6,10 +6,8 @@ from leaf.evaluation.compare import MODES, TWO_SIDED, Comparison, main_scores
 from leaf.evaluation.measures import mean
 from leaf.evaluation.records import Score
 from leaf.evaluation.statistics import Interval
-from leaf.report.words import NONE, Table, count, points
+from leaf.report.words import NONE, Table, count, gain, points
 
-#: Stands for a difference whose interval covers 0: these queries cannot tell it from none.
-UNRESOLVED = "not resolved"
 COLUMNS = ["standard", "% of teacher", "asymmetric", "% of teacher", "asymmetric − standard"]
 MEASURE_NAMES = {
     "ndcg@10": "nDCG@10",
@@ -23,15 +21,6 @@ MEASURE_NAMES = {
 def interval(each: Interval | None) -> str:
     """A percentage with its 95 % interval: `98.0 (96.9–99.1)`."""
     return NONE if each is None else f"{each.value:.1f} ({each.low:.1f}–{each.high:.1f})"
-
-
-def gain(each: Interval | None) -> str:
-    """A difference of scores in points with its 95 % interval, or that it is not resolved: `+1.2 (0.3–2.1)`."""
-    if each is None:
-        return NONE
-    if each.covers(0):
-        return UNRESOLVED
-    return f"{100 * each.value:+.1f} ({100 * each.low:.1f} to {100 * each.high:.1f})"
 
 
 def lone_table(scores: Sequence[Score]) -> Table:

@@ -4,12 +4,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from leaf.evaluation.compare import MODES
+from leaf.evaluation.statistics import Interval
 
 Report = Mapping[str, Any]
 #: The header, then the rows.
 Table = list[list[str]]
 #: Stands for what was not measured.
 NONE = "–"
+#: Stands for a difference whose interval covers 0: these queries cannot tell it from none.
+UNRESOLVED = "not resolved"
 
 
 def points(value: float | None) -> str:
@@ -148,11 +151,21 @@ def caption(report: Report) -> list[str]:
         said = [f"nDCG@10: mean over {len(retrieval)} datasets; % of the teacher: mean of the ratio in each."]
     if retrieval:
         said.append("In brackets: 95 % paired bootstrap interval over queries.")
+        gains = [(each["name"], mean["gain"]) for each in report["students"] for mean in each["means"] if mean["gain"]]
+        found = ", ".join(f"{name} {gain(Interval(*each))}" for name, each in gains)
+        said += [f"Asymmetric minus standard, in points: {found}."] if found else []
     if sts:
         mean = f", mean over {len(sts)} datasets" if len(sts) > 1 else f" on {sts[0]}"
         said.append(f"STS: Spearman's correlation{mean}, the same in both modes.")
     said.append("ε: mean distance to the teacher's vectors on texts never trained on.")
     return [*said, f"ms: {timing(report)}."] if report["speed"]["num_queries"] else said
+
+
+def gain(each: Interval) -> str:
+    """A difference of scores in points with its 95 % interval, or that it is not resolved: `+1.2 (0.3 to 2.1)`."""
+    if each.covers(0):
+        return UNRESOLVED
+    return f"{100 * each.value:+.1f} ({100 * each.low:.1f} to {100 * each.high:.1f})"
 
 
 def timing(report: Report) -> str:
