@@ -40,7 +40,9 @@ def resolve_model(model: str) -> str:
 
 
 def short_name(model: str) -> str:
-    """The last part of a model name, for tables: `intfloat/e5-small-v2` → `e5-small-v2`."""
+    """The last part of a model name, for tables: `intfloat/e5-small-v2` → `e5-small-v2`. Of a package, its own name."""
+    if model.startswith("package:"):
+        return model.removeprefix("package:").partition("/")[0]
     return model.rstrip("/").rsplit("/", 1)[-1]
 
 
