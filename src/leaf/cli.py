@@ -654,8 +654,8 @@ def _print_scores(scores: "Sequence[Score]", as_json: bool) -> None:
     for position, name in enumerate(names):
         if position:
             stdout.print()
-        if teachers:
-            stdout.print(f"{name}, beside its teacher", style="bold")
+        if teachers or len(names) > 1:
+            stdout.print(f"{name}, beside its teacher" if teachers else name, style="bold")
         own = [each for each in scores if each.encoder == name or each.mode == "bm25"]
         rows = student_table(compare(scores, name), means(scores, name)) if teachers else lone_table(own)
         print_table(rows, stdout)

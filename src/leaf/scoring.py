@@ -51,7 +51,7 @@ def score(models: Models, data: Sequence[Path], suite: Suite, cache: Path | None
     native = [] if suite.mteb else sets
     for encoder in students.values():
         with_bm25 = suite.bm25 and not scores
-        scores += evaluate_one(encoder, native, bm25=with_bm25, cache=vectors, batch_size=suite.batch_size)
+        scores += evaluate_one(encoder, native, bm25=with_bm25, cache=vectors)
         if suite.benchmarks or suite.mteb:
             outcome = through_mteb(encoder, {}, sets, suite, vectors, out)
             scores += [replace(each, mode="standard") for each in outcome.scores]

@@ -1,5 +1,7 @@
 """Vectors of evaluation sets are computed once, and never mixed up."""
 
+import gc
+import weakref
 from collections import Counter
 
 import numpy as np
@@ -110,6 +112,12 @@ def test_only_the_encoders_that_are_asked_for_go_to_disk(tmp_path):
     cache.vectors(teacher, TINY, "queries")
     cache.vectors(checkpoint, TINY, "queries")
     assert len(list(tmp_path.glob("*/*.parquet"))) == 1
+    # The others are let go, models and all: a run may have thirty checkpoints.
+    gone = weakref.ref(checkpoint)
+    cache.forget()
+    del checkpoint
+    gc.collect()
+    assert gone() is None
 
 
 def test_encoders_without_an_identity_stay_in_memory(tmp_path):

@@ -46,7 +46,6 @@ class Suite:
     truncate: Sequence[int] = ()
     precisions: Sequence[Precision] = ()
     examples: Sequence[str] = ()
-    batch_size: int = 32
 
 
 @dataclass(frozen=True)
@@ -69,7 +68,7 @@ def run(
 ) -> Measured:
     """Measures it all, writing each part into `folder` as soon as it is there. Vectors are asked of `cache`."""
     native = [] if suite.mteb else datasets
-    scores = evaluate_all(teacher, students, native, bm25=suite.bm25, cache=cache, batch_size=suite.batch_size)
+    scores = evaluate_all(teacher, students, native, bm25=suite.bm25, cache=cache)
     not_measured: Mapping[str, str] = {}
     if folder is not None:
         records.write(scores, folder)
@@ -106,7 +105,6 @@ def through_mteb(
         cache=cache,
         folder=folder,
         mirror=suite.mirror,
-        batch_size=suite.batch_size,
     )
 
 
@@ -143,6 +141,7 @@ def measure_margins(
     if not modes or not retrieval or len({each.error for each in used}) < 3:
         return
     reference = _per_query([score for each in retrieval for score in evaluate(teacher, each, "teacher", cache)])
+    cache.forget()
     points: dict[Mode, list[Checkpoint]] = {mode: [] for mode in modes}
     vectors = VectorCache(cache.folder, persist=[teacher])
     texts = sum(len(each.queries) + ("standard" in modes) * len(each.documents) for each in retrieval)
@@ -190,13 +189,13 @@ def _curves(
 
     def documents() -> Iterator[Any]:
         for dataset in datasets:
-            yield cache.vectors(teacher, dataset, "documents", batch_size=suite.batch_size)
+            yield cache.vectors(teacher, dataset, "documents")
             cache.forget()
 
     def vectors() -> Iterator[SetVectors]:
         for dataset in datasets:
             sides = {
-                name: tuple(cache.vectors(each, dataset, side, batch_size=suite.batch_size) for side in dataset.sides)
+                name: tuple(cache.vectors(each, dataset, side) for side in dataset.sides)
                 for name, each in {"": teacher, **students}.items()
             }
             queries, own = sides.pop("")

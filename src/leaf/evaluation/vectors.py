@@ -73,9 +73,19 @@ class VectorCache:
         return sum(missing.values())
 
     def forget(self) -> None:
-        """Frees the memory, but for what could only be had by encoding again: without a folder, or an identity."""
+        """Frees the memory, but for what could only be had by encoding again: without a folder, or an identity.
+
+        What was not to be persisted goes too: whoever named the encoders to keep is done with the others.
+        """
         if self.folder is not None:
-            self._vectors = {key: kept for key, kept in self._vectors.items() if self._identity(kept[0]) is None}
+            self._vectors = {
+                key: kept
+                for key, kept in self._vectors.items()
+                if self._persists(kept[0]) and self._identity(kept[0]) is None
+            }
+
+    def _persists(self, encoder: Encoder) -> bool:
+        return self._persist is None or any(each is encoder for each in self._persist)
 
     def _texts_of(self, dataset: Dataset, side: Side) -> "_Texts":
         key = (dataset.digest, side)
@@ -117,7 +127,7 @@ class VectorCache:
         return vectors
 
     def _path(self, encoder: Encoder, part: "_Part", role: Role) -> Path | None:
-        if self.folder is None or (self._persist is not None and not any(each is encoder for each in self._persist)):
+        if self.folder is None or not self._persists(encoder):
             return None
         if (identity := self._identity(encoder)) is None:
             return None

@@ -81,6 +81,7 @@ def _alignment(folder: Path, report: Mapping[str, Any]) -> Iterator[Section]:
         tables = [("Vectors", alignment.closeness_table(each))]
         if each["asymmetric"]:
             tables.append(("Search", alignment.search_table(each)))
+        tables.append(("Furthest from the teacher", alignment.worst_table(each)))
         name = f"alignment-{each['student']}"
         figure = alignment.draw_alignment(each, name)
         figures = {name: figure} if figure else {}
