@@ -1,5 +1,6 @@
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -53,6 +54,24 @@ def test_a_packaging_mistake_is_found(space, teacher_folder, tmp_path, spoil):
         path = folder / "config_sentence_transformers.json"
         path.write_text(json.dumps({**json.loads(path.read_text()), "prompts": {"query": "", "document": ""}}))
     assert not verify(load(folder), space).in_space
+
+
+def test_a_prompt_forgotten_for_queries_alone_is_found_although_the_mean_hides_it(space):
+    """Queries land 0.08 further off, documents where they were: 0.04 on average, within the tolerance of 0.05."""
+
+    class Forgetful:
+        name, dim, similarity = "forgetful", 24, "cosine"
+
+        def encode_query(self, texts, **_):
+            step = np.zeros(24, dtype=np.float32)
+            step[0] = 0.08
+            return space.vectors[0::2] + step
+
+        def encode_document(self, texts, **_):
+            return space.vectors[1::2]
+
+    assert verify(Forgetful(), space).in_space
+    assert not verify(Forgetful(), replace(space, errors={"query": 0.0, "document": 0.0})).in_space
 
 
 def test_a_dropped_head_is_found_by_its_width(space, bert):

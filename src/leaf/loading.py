@@ -1,10 +1,14 @@
 """`leaf.load`: any model that this package can encode with, as an `Encoder`."""
 
+import importlib.util
 from pathlib import Path
 from typing import Literal
 
 from leaf.encoder import Encoder
 from leaf.errors import LeafError
+from leaf.light import is_light, load_light
+from leaf.models import resolve_model
+from leaf.runtime.artifact import FOLDER
 
 
 def load(
@@ -14,17 +18,55 @@ def load(
     name: str | None = None,
     compute_dtype: Literal["float32", "bfloat16"] = "float32",
 ) -> Encoder:
-    """The encoder behind `model`: a folder, a hub id, or `package:NAME/FOLDER`.
+    """The encoder behind `model`: a folder, a hub id, `package:NAME/FOLDER`, an ONNX file, or the URL of a server.
 
     Its `encode_query` and `encode_document` apply the prompts that the model ships and return float32 `[n, dim]`.
     `device` is torch's name for one; None takes a GPU where there is one. In bfloat16 only matrix products are rounded,
-    which moves vectors by cosines of some 1e-5. Raises `LeafError` when there is no such
-    model or no hub to fetch it from.
+    which moves vectors by cosines of some 1e-5. An ONNX file and a server compute as they do: both settings are for
+    torch. Where torch is not installed, a student folder is read by its ONNX files. Raises `LeafError` when there is no
+    such model or no hub to fetch it from.
     """
-    if str(model).endswith(".onnx") or str(model).startswith("openai:"):
-        raise LeafError(
-            f"'{model}': ONNX files and API endpoints cannot be loaded yet; give a model folder or a hub id"
-        )
+    text = str(model)
+    if text.startswith(("http://", "https://")):
+        from leaf.runtime.remote import RemoteEncoder
+
+        return RemoteEncoder(text, name=name)
+    if text.startswith("openai:"):
+        raise LeafError(f"'{text}': give the URL of an OpenAI-compatible server instead, such as http://localhost:8000")
+    if is_light(model):
+        return load_light(model, device=device, name=name, compute_dtype=compute_dtype)
+    if text.endswith(".onnx") or (importlib.util.find_spec("torch") is None and has_onnx(text)):
+        from leaf.runtime.encoder import OnnxEncoder
+
+        return OnnxEncoder(model, name=name)
     from leaf.teacher.model import SentenceTransformerEncoder
 
-    return SentenceTransformerEncoder(str(model), device=device, name=name, compute_dtype=compute_dtype)
+    return SentenceTransformerEncoder(text, device=device, name=name, compute_dtype=compute_dtype)
+
+
+def load_for_serving(
+    model: str,
+    *,
+    precision: str | None = None,
+    threads: int | None = None,
+    device: str | None = None,
+) -> Encoder:
+    """The encoder for a server: ONNX files where `model` has them, else what `load` gives.
+
+    Threads that wait leave their cores to the rest of the machine.
+    `precision` and `threads` are for ONNX files. Raises `LeafError` where they are given and there are none.
+    """
+    if not is_light(model) and (model.endswith(".onnx") or has_onnx(model) or precision is not None):
+        from leaf.runtime.encoder import OnnxEncoder
+
+        return OnnxEncoder(model, precision=precision, threads=threads, spinning=False)
+    if threads is not None:
+        raise LeafError(f"{model} has no ONNX files of its own, which --threads is for; run `leaf export {model}`")
+    return load(model, device=device)
+
+
+def has_onnx(model: str) -> bool:
+    """Whether `model` is a folder with ONNX files."""
+    if model.startswith(("http://", "https://")):
+        return False
+    return (Path(resolve_model(model)) / FOLDER).is_dir()

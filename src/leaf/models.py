@@ -1,7 +1,8 @@
 """Model names as recipes and the command line write them, turned into what Transformers can load. Imports no torch."""
 
 import importlib.util
-from pathlib import Path
+import re
+from pathlib import Path, PureWindowsPath
 from typing import Literal
 
 from leaf.errors import LeafError
@@ -44,6 +45,17 @@ def short_name(model: str) -> str:
     if model.startswith("package:"):
         return model.removeprefix("package:").partition("/")[0]
     return model.rstrip("/").rsplit("/", 1)[-1]
+
+
+def hub_id(model: str) -> bool:
+    """Whether `model` is a name that a hub can have: not a folder here, not a file of a package."""
+    return re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", model) is not None and not Path(model).exists()
+
+
+def without_folders(model: str) -> str:
+    """`model` as it can be shown to others: of an absolute path its last part, any other name as it is."""
+    absolute = Path(model).is_absolute() or PureWindowsPath(model).is_absolute() or model.startswith("~")
+    return PureWindowsPath(model).name if absolute else model  # a Windows path may be told in either slash
 
 
 def hub_revision(name: str, repo_type: Literal["model", "dataset"], revision: str | None = None) -> str:

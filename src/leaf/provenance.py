@@ -13,7 +13,17 @@ from typing import Any
 import leaf
 
 #: Packages whose version can change a number.
-PACKAGES = ("torch", "transformers", "sentence-transformers", "tokenizers", "numpy", "pyarrow", "bm25s")
+PACKAGES = (
+    "torch",
+    "transformers",
+    "sentence-transformers",
+    "tokenizers",
+    "numpy",
+    "pyarrow",
+    "bm25s",
+    "onnxruntime",
+    "onnx",
+)
 
 
 def provenance() -> dict[str, Any]:

@@ -130,6 +130,7 @@ class SentenceTransformerEncoder:
                 vectors[rows] = self.model.encode(
                     [texts[row] for row in rows],
                     prompt=self.prompts[role] or None,
+                    task=role,  # an asymmetric package has a route for each; others ignore it
                     batch_size=batch_size,
                     convert_to_numpy=True,
                     show_progress_bar=False,
