@@ -1,17 +1,23 @@
 import errno
 import json
+import shutil
 import signal
 import subprocess
 import sys
 import time
 import tomllib
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 import leaf
+from leaf.export.onnx import export_student
 from leaf.recipe import Recipe
+from leaf.space import Space
+from leaf.teacher.model import SentenceTransformerEncoder
 from tiny import save_teacher, sentences
+from tiny_student import make_student
 
 RECIPE = """
 name = "r"
@@ -274,6 +280,109 @@ def test_mistakes_in_what_to_evaluate_are_one_line_each(run, arguments, words):
     assert_one_line(run("evaluate", "--queries", "m", *arguments), *words)
 
 
+@pytest.fixture(scope="module")
+def table(tmp_path_factory, teacher_folder):
+    """A lookup table as a run leaves it: no graph of it has to be traced."""
+    teacher = SentenceTransformerEncoder(str(teacher_folder), device="cpu")
+    folder = make_student(tmp_path_factory.mktemp("runs") / "student-table", teacher, layers=())
+    export_student(folder, ("fp32",))
+    return folder
+
+
+def test_export_writes_the_files_asked_for_and_shows_what_they_cost(run, table, tmp_path):
+    code, out, err = run("export", table, "--precision", "q8,fp32")
+    assert code == 0, err
+    assert [line.split()[0] for line in out.splitlines()[2:4]] == ["model.onnx", "model_quantized.onnx"]
+    assert "mean distance to the teacher's vectors of 64 canaries" in out
+    (tmp_path / "mine.txt").write_text("\n".join(sentences(10)))
+    arguments = ["--precision", "fp32", "--calibrate", tmp_path / "mine.txt", "--json"]
+    manifest = json.loads(run("export", table, *arguments)[1])["student-table"]
+    assert manifest["calibration"] == "texts"
+    assert [path.name for path in sorted((table / "onnx").glob("*.onnx"))] == ["model.onnx"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--precision", "fp32,int8"], ["--precision 'int8'", "fp32,fp16,q8"]),
+        (["--calibrate", "nothing.txt"], ["nothing.txt cannot be read", "one text a line"]),
+        (["--light"], ["--light goes with --asymmetric"]),
+        (["--dry-run", "x"], ["go with --push"]),
+        (["--private"], ["go with --push"]),
+        (["--asymmetric", "x", "--push", "a/b"], ["--push uploads TARGET", "`leaf export x --push`"]),
+    ],
+)
+def test_mistakes_in_what_to_export_are_one_line_each(run, table, arguments, words):
+    assert_one_line(run("export", table, *arguments), *words)
+
+
+def test_what_a_recipe_cannot_be_exported_with_is_one_line(run, recipe):
+    assert_one_line(run("export", recipe(), "--push", "a/b"), "is no student folder", "--push")
+
+
+def test_export_of_a_recipe_asks_for_its_students_first(run, recipe, tmp_path):
+    assert_one_line(run("export", recipe(), "--out", tmp_path / "o"), "run `leaf train` with this recipe first")
+
+
+@pytest.mark.parametrize(
+    ("missing", "extra", "arguments"),
+    [
+        ("torch", "train", ["encode", "{table}", "{text}"]),
+        ("onnx", "onnx", ["export", "{table}"]),
+        ("fastapi", "serve", ["serve", "{table}"]),
+        ("sentence_transformers", "train", ["verify", "{table}"]),
+    ],
+)
+def test_a_package_that_is_not_installed_is_one_line_with_the_extra_that_brings_it(
+    table, tmp_path, missing, extra, arguments
+):
+    """In a new process, where nothing has been imported before."""
+    (tmp_path / "t.txt").write_text("ba be\n")
+    folder = Path(shutil.copytree(table, tmp_path / "student"))
+    if missing in ("torch", "sentence_transformers"):
+        shutil.rmtree(folder / "onnx")  # which would do without
+    arguments = [each.format(table=folder, text=tmp_path / "t.txt") for each in arguments]
+    program = f"""
+import sys
+class Missing:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] == {missing!r}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+sys.meta_path.insert(0, Missing())
+import leaf.cli
+sys.argv = ["leaf", *{arguments!r}]
+leaf.cli.main()
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    result = (done.returncode, done.stdout, done.stderr)
+    assert_one_line(result, f"pip install 'leaf[{extra}]'", missing)
+
+
+def test_serve_hands_its_options_on(run, table, monkeypatch):
+    import leaf.runtime.server as server
+
+    calls = []
+    monkeypatch.setattr(server, "serve", lambda *arguments, **named: calls.append((*arguments, named)))
+    assert run("export", table, "--precision", "fp32,q8")[0] == 0
+    options = {
+        "host": "127.0.0.2", "port": 8123, "max-batch": 7, "max-queue": 70, "max-texts": 9, "max-characters": 99,
+        "timeout": 3.5, "grace": 4.5,
+    }  # fmt: skip
+    named = [each for key, value in options.items() for each in (f"--{key}", value)]
+    more = ["--name", "a", "--name", "b", "--cors", "https://x.org", "--max-body-mib", 3, "--precision", "q8"]
+    code, _, err = run("serve", table, *named, *more, "--threads", 1)
+    assert code == 0, err
+    [(encoder, settings, rest)] = calls
+    assert {key: getattr(settings, key.replace("-", "_")) for key in options} == options
+    assert (settings.names, settings.cors, settings.max_body_bytes) == (("a", "b"), ("https://x.org",), 3 * 2**20)
+    assert (encoder.usage.precision, encoder.threads) == ("q8", 1)
+    assert rest["space"].id == Space.load(table).id
+    assert run("serve", table)[0] == 0
+    defaults = server.Settings()
+    assert calls[1][1] == defaults  # what `--help` shows is what the server takes by itself
+    assert calls[1][0].usage.precision == "fp32"
+
+
 def test_recipes_are_listed_one_line_each(run):
     code, out, _ = run("recipes")
     assert code == 0
@@ -292,7 +401,19 @@ def test_help_is_quick_and_lists_every_verb():
     began = time.monotonic()
     done = subprocess.run([sys.executable, "-m", "leaf", "--help"], capture_output=True, text=True, check=True)
     assert time.monotonic() - began < 2  # 0.3 s on a quiet machine; the bar of the project is 0.5 s
-    for verb in ("distill", "texts", "embed", "train", "evaluate", "report", "encode", "verify", "recipes"):
+    for verb in (
+        "distill",
+        "texts",
+        "embed",
+        "train",
+        "evaluate",
+        "report",
+        "encode",
+        "export",
+        "verify",
+        "serve",
+        "recipes",
+    ):
         assert verb in done.stdout
 
 

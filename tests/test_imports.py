@@ -55,6 +55,13 @@ def test_a_stage_imports_earlier_stages_only(path):
         "import leaf.runtime.speed",
         "import leaf.report",
         "import leaf.space",
+        "import leaf.loading",
+        "import leaf.verifying",
+        "import leaf.light",
+        "import leaf.runtime.encoder",
+        "import leaf.runtime.remote",
+        "import leaf.runtime.server",
+        "from leaf.runtime import OnnxEncoder, RemoteEncoder",
         "from leaf import Recipe, AsymmetricEncoder",
     ],
 )

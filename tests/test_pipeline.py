@@ -1,8 +1,10 @@
 """One tiny recipe from texts to report, through the files it leaves and the processes that die on the way."""
 
 import gzip
+import importlib.util
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -19,7 +21,8 @@ import leaf
 from leaf.errors import LeafError
 from leaf.evaluation.records import read
 from leaf.pipeline import Pipeline
-from leaf.recipe import Recipe
+from leaf.recipe import Export, Recipe
+from leaf.runtime.encoder import OnnxEncoder
 from leaf.space import Space, verify
 from leaf.student.metrics import held_out_errors
 from tiny import save_teacher, sentences
@@ -57,6 +60,7 @@ def recipe(folder, teacher, **changes) -> Recipe:
             "prepare": {"held_out": 50, "shard_rows": 64},
             "train": {"batch_size": 16, "cycles": 1, "epochs_per_cycle": 3, "lr": 3e-3, "checkpoint_minutes": 1e-9},
             "evaluate": {"data": [str(beir)], "bm25": True, "examples": [texts[460]]},
+            "export": {"precisions": []},  # tracing takes seconds
             **changes,
         }
     )
@@ -65,7 +69,7 @@ def recipe(folder, teacher, **changes) -> Recipe:
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory, teacher_folder):
     folder = tmp_path_factory.mktemp("run")
-    settings = recipe(folder, teacher_folder)
+    settings = recipe(folder, teacher_folder, export={"precisions": ["fp32", "q8"]})
     return settings, folder / "out", leaf.distill(settings, folder / "out", device="cpu")
 
 
@@ -140,6 +144,63 @@ def test_a_finished_run_is_not_made_again(finished, monkeypatch):
     monkeypatch.setattr(SentenceTransformerEncoder, "encode_document", lambda *_, **__: pytest.fail("encoded again"))
     leaf.distill(settings, out, device="cpu")
     assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+def test_students_are_exported_and_the_report_and_cards_name_the_files(finished):
+    settings, out, report = finished
+    texts = sentences(20, seed=9)
+    for name, student in zip(STUDENTS, report["students"], strict=True):
+        manifest = json.loads((out / name / "onnx" / "manifest.json").read_text())
+        assert student["onnx"] == manifest
+        assert list(manifest["files"]) == ["fp32", "q8"]
+        facts = [manifest[key] for key in ("num_texts", "texts", "calibration", "refused")]
+        assert facts == [settings.prepare.held_out, "held-out", "texts", {}]
+        assert manifest["student_error"] == pytest.approx(student["epsilon"], abs=1e-4)
+        card = (out / name / "README.md").read_text()
+        for each in manifest["files"].values():
+            assert f"`onnx/{each['file']}`" in card
+        plain = SentenceTransformer(str(out / name), device="cpu")
+        onnx = OnnxEncoder(out / name)
+        np.testing.assert_allclose(onnx.encode_query(texts), plain.encode_query(texts), atol=1e-5)
+        assert Space.load(out / name).id == onnx.usage.space
+    written = [(out / folder / "manifest.json").stat().st_mtime_ns for folder in ("scores", "student-table/onnx")]
+    assert written == sorted(written)  # after evaluating
+
+
+def test_what_is_exported_may_change_in_a_finished_run(finished, tmp_path, monkeypatch):
+    settings, out, _ = finished
+    copy = shutil.copytree(out, tmp_path / "out")
+    table = copy / "student-table"
+
+    def export(*precisions):
+        changed = settings.model_copy(update={"export": Export(precisions=precisions)})
+        with Pipeline(changed, copy, device="cpu").open() as pipeline:
+            return pipeline.export()
+
+    monkeypatch.setattr("leaf.export.onnx.to_graph", lambda _: pytest.fail("traced again"))
+    assert export("fp32", "q8")["student-table"]["files"].keys() == {"fp32", "q8"}
+    assert export() == {}
+    monkeypatch.undo()
+    only_table = settings.model_copy(update={"students": settings.students[:1]})
+    pipeline = Pipeline(only_table.model_copy(update={"export": Export(precisions=("fp32",))}), copy, device="cpu")
+    assert list(pipeline.export()["student-table"]["files"]) == ["fp32"]
+    assert sorted(path.name for path in (table / "onnx").iterdir()) == ["manifest.json", "model.onnx"]
+
+
+def test_a_run_without_onnx_says_so_and_goes_on_to_the_report(finished, tmp_path, monkeypatch, capsys):
+    settings, out, _ = finished
+    copy = shutil.copytree(out, tmp_path / "out")
+    for name in STUDENTS:
+        shutil.rmtree(copy / name / "onnx")
+    there = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *more: None if name == "onnx" else there(name, *more))
+    capsys.readouterr()
+    report = leaf.distill(settings, copy, device="cpu")
+    assert "no ONNX files: pip install 'leaf[onnx]' and run `leaf export`" in " ".join(capsys.readouterr().err.split())
+    assert [student["onnx"] for student in report["students"]] == [None, None]
+    assert not (copy / STUDENTS[0] / "onnx").exists()
+    leaf.distill(settings.model_copy(update={"export": Export(precisions=())}), copy, device="cpu")
+    assert "no ONNX files" not in capsys.readouterr().err
 
 
 def test_a_run_folder_of_another_recipe_is_refused(finished):

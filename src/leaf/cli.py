@@ -41,6 +41,14 @@ NOTE = (
 )
 #: Exit code of a program that an interrupt (signal 2) ended.
 INTERRUPTED = 128 + 2
+#: The extra that brings a package which only some verbs need.
+EXTRAS = {
+    **dict.fromkeys(("torch", "transformers", "sentence_transformers", "pyarrow", "sklearn", "filelock"), "train"),
+    **dict.fromkeys(("tomli_w", "jinja2", "pydantic"), "train"),
+    **dict.fromkeys(("onnx", "onnxscript"), "onnx"),
+    **dict.fromkeys(("fastapi", "uvicorn", "prometheus_client"), "serve"),
+    "matplotlib": "plot",
+}
 
 
 class As(StrEnum):
@@ -51,7 +59,7 @@ class As(StrEnum):
 
 
 class Timed(StrEnum):
-    """What `leaf speed` times."""
+    """What `leaf speed` times besides models."""
 
     train = "train"
     embed = "embed"
@@ -110,6 +118,11 @@ def main() -> None:
     except (KeyboardInterrupt, typer.Abort):
         print("leaf: interrupted; the same command goes on from here", file=sys.stderr)
         raise SystemExit(INTERRUPTED) from None
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package not in EXTRAS:
+            raise
+        _fail(f"this needs {package}, which is not installed; pip install 'leaf[{EXTRAS[package]}]'")
     except Exception as error:
         # A wrong option. The class is click's, or that of the copy which newer releases of typer carry.
         usage = getattr(error, "format_message", None)
@@ -368,7 +381,7 @@ def evaluate(
 
 @_stage
 def report(written: dict[str, Any]) -> None:
-    """Stage 5: write report.md, report.html, report.json, figures and model cards from the run's records."""
+    """Stage 6: write report.md, report.html, report.json, figures and model cards from the run's records."""
     from leaf.report import print_summary
 
     print_summary(written, stdout)
@@ -405,7 +418,9 @@ def plan(
 
 @app.command()
 def encode(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="Model folder or hub id.")],
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="Model folder, hub id, ONNX file or the URL of a server.")
+    ],
     files: Annotated[list[Path], typer.Argument(metavar="FILE…", help="UTF-8 text, one text per line.")],
     role: Annotated[As, typer.Option("--as", help="Which prompt to use.")] = As.query,
     batch_size: Annotated[int, typer.Option("--batch-size", min=1)] = 32,
@@ -430,8 +445,101 @@ def encode(
 
 
 @app.command()
+def export(
+    target: Annotated[str, typer.Argument(metavar="TARGET", help="A student folder, or the RECIPE of a run.")],
+    precision: Annotated[
+        str | None,
+        typer.Option(
+            "--precision", metavar="TYPES", help="Some of fp32,fp16,q8,q8-portable,q4,q4f16. Default: the recipe's."
+        ),
+    ] = None,
+    calibrate: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--calibrate", metavar="FILE", help="Texts like yours, one a line, for the ranges of q8; repeatable."
+        ),
+    ] = None,
+    asymmetric: Annotated[
+        Path | None,
+        typer.Option("--asymmetric", metavar="DIR", help="Write student and teacher as one folder that routes."),
+    ] = None,
+    light: Annotated[
+        bool, typer.Option("--light", help="With --asymmetric: name the teacher, do not copy it.")
+    ] = False,
+    push: Annotated[str | None, typer.Option("--push", metavar="OWNER/NAME", help="Upload to the hub.")] = None,
+    dry_run: Annotated[
+        Path | None, typer.Option("--dry-run", metavar="DIR", help="With --push: write what would be uploaded to DIR.")
+    ] = None,
+    private: Annotated[bool, typer.Option("--private", help="With --push: a private repository.")] = False,
+    branch: Annotated[str | None, typer.Option("--branch", help="With --push: not to the main branch.")] = None,
+    out: Out = None,
+    teacher: Teacher = None,
+    set_: Set = None,
+    device: Device = None,
+    as_json: AsJson = False,
+) -> None:
+    """Stage 5: students as ONNX files, for queries without torch; asymmetric packages; the hub.
+
+    Every file is compared with PyTorch and with the teacher's vectors of held-out texts, and kept only if it holds up.
+    With --asymmetric or --push, a student folder is packaged or published as it stands.
+    """
+    if light and asymmetric is None:
+        raise LeafError("--light goes with --asymmetric DIR")
+    if (dry_run or private or branch) and push is None:
+        raise LeafError("--dry-run, --private and --branch go with --push OWNER/NAME")
+    if asymmetric is not None and push is not None:
+        raise LeafError(f"--push uploads TARGET; write {asymmetric} first and then `leaf export {asymmetric} --push`")
+    folder = Path(target)
+    if not (folder / "modules.json").is_file():
+        if calibrate or asymmetric or push:
+            raise LeafError(f"'{target}' is no student folder, which --calibrate, --asymmetric and --push are for")
+        types = f"export.precisions={json.dumps(_precisions_of_weights(precision))}" if precision else None
+        with _pipeline(
+            _recipe(target, None, teacher, [*(set_ or []), *([types] if types else [])]), out, device
+        ) as pipeline:
+            manifests = pipeline.export()
+    elif asymmetric is not None:
+        from leaf.export.asymmetric import asymmetric as pack
+
+        package = pack(folder, asymmetric, teacher=teacher, light=light, device=device or "cpu")
+        stdout.print(
+            f"{package.folder}  queries: {folder.name} (cosine ≥ {package.query_cosine:.6f} after loading), documents: "
+            f"{package.teacher}" + ("" if package.document_cosine is None else f" (≥ {package.document_cosine:.6f})"),
+            soft_wrap=True,
+        )
+        return
+    elif push is not None:
+        from leaf.export.publish import publish
+
+        upload = publish(folder, push, private=private, branch=branch, dry_run=dry_run)
+        stdout.print(f"{upload.url or upload.folder}  {len(upload.files)} files", soft_wrap=True)
+        return
+    else:
+        from leaf.export.onnx import PRECISIONS, export_student, read_calibration
+
+        types_ = _precisions_of_weights(precision) if precision else PRECISIONS
+        manifests = {folder.name: export_student(folder, types_, calibration=read_calibration(calibrate or []))}
+    if as_json:
+        _print_json(manifests)
+        return
+    table = _table("student", "file", "MB", "ε", "added", "least cosine")
+    for name, manifest in manifests.items():
+        table.add_row(name, "PyTorch", "", f"{manifest['student_error']:.4f}")
+        for each in manifest["files"].values():
+            numbers = f"{each['bytes'] / 1e6:.1f}", f"{each['error']:.4f}", f"{each['added_error']:+.4f}"
+            table.add_row("", each["file"], *numbers, f"{each['min_cosine']:.5f}")
+    stdout.print(table)
+    for name, manifest in manifests.items():
+        where = f"{manifest['num_texts']:,} {manifest['texts']}" + (" texts" if manifest["texts"] == "held-out" else "")
+        stdout.print(f"{name}: mean distance to the teacher's vectors of {where}", style="dim", soft_wrap=True)
+
+
+@app.command()
 def verify(
-    target: Annotated[str, typer.Argument(metavar="TARGET", help="A student folder.")],
+    target: Annotated[
+        str,
+        typer.Argument(metavar="TARGET", help="A student folder, an ONNX file, a server's URL, a hub id, an index."),
+    ],
     model: Annotated[
         str | None,
         typer.Option("--model", help="Check this encoder against TARGET's space instead of TARGET itself."),
@@ -439,78 +547,201 @@ def verify(
     device: Device = None,
     as_json: AsJson = False,
 ) -> None:
-    """Does it live in the space it claims? Encodes the canaries and compares; exit code 1 when it does not."""
+    """Does it live in the space it claims? Encodes the canaries and compares; exit code 1 when it does not.
+
+    Of a folder, every form is checked: the PyTorch weights and each ONNX file.
+    """
     from dataclasses import asdict
 
-    from leaf.space import Space
-    from leaf.space import verify as check
+    from leaf.verifying import verify as check
 
-    space = Space.load(Path(target))
-    verdict = check(leaf.load(model or target, device=device), space)
+    forms: list[dict[str, Any]] = []
+    for form in check(target, model, device):
+        if not forms and not as_json:
+            stdout.print(
+                f"space {form.space.id} of {form.space.teacher['model']}, {len(form.space.texts)} canaries, mean "
+                f"distance to the teacher at saving {form.space.error:.4f}",
+                soft_wrap=True,
+            )
+        forms.append({"form": form.name, "space": form.space.id, "teacher": form.space.teacher["model"]})
+        forms[-1] |= asdict(form.verdict)
+        if not as_json:
+            stdout.print(
+                f"{'in' if form.verdict.in_space else 'NOT in'} the space  ε {form.verdict.error:.4f}  cosine "
+                f"{form.verdict.mean_cosine:.4f}  {100 * form.verdict.matched:.0f} % nearest to their own  {form.name}",
+                soft_wrap=True,
+            )
+    failed = not all(form["in_space"] for form in forms)
     if as_json:
-        _print_json({"space": space.id, "teacher": space.teacher["model"], **asdict(verdict)})
-    else:
-        stdout.print(
-            f"{'in' if verdict.in_space else 'NOT in'} the space of {space.teacher['model']} ({space.id}): mean canary "
-            f"ε {verdict.error:.4f} (at saving {verdict.expected:.4f}), mean cosine {verdict.mean_cosine:.4f}, "
-            f"{100 * verdict.matched:.0f} % nearest to their own",
-            soft_wrap=True,
-        )
-    if not verdict.in_space:
+        _print_json(forms)
+    if failed:
         raise SystemExit(1)
 
 
 @app.command()
+def serve(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A student: folder, ONNX file or hub id.")],
+    host: Annotated[str, typer.Option("--host")] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", min=0, max=65535)] = 8000,
+    name: Annotated[
+        list[str] | None, typer.Option("--name", help="What clients call the model; repeatable. Default: its own name.")
+    ] = None,
+    precision: Annotated[str | None, typer.Option("--precision", help="ONNX file: fp32 (default), q8 …")] = None,
+    threads: Annotated[int | None, typer.Option("--threads", min=1, help="Default: every core.")] = None,
+    cors: Annotated[
+        list[str] | None, typer.Option("--cors", metavar="ORIGIN", help="Let pages of this origin ask; repeatable.")
+    ] = None,
+    max_batch: Annotated[int, typer.Option("--max-batch", min=1, help="Texts encoded at a time.")] = 32,
+    max_queue: Annotated[int, typer.Option("--max-queue", min=1, help="Texts waiting; more are answered 503.")] = 65536,
+    max_texts: Annotated[int, typer.Option("--max-texts", min=1, help="Texts of one request.")] = 2048,
+    max_characters: Annotated[int, typer.Option("--max-characters", min=1, help="Of one text.")] = 65536,
+    max_body_mib: Annotated[int, typer.Option("--max-body-mib", min=1, help="Of one request.")] = 16,
+    timeout: Annotated[float, typer.Option("--timeout", help="Seconds until a request is answered 503.")] = 60,
+    grace: Annotated[float, typer.Option("--grace", help="Seconds for what is in flight when stopped.")] = 30,
+    device: Device = None,
+) -> None:
+    """An OpenAI-compatible server: POST /v1/embeddings, GET /health, /metrics, /v1/space, /v1/models.
+
+    Where LEAF_API_KEY is set, everything but /health asks for it. Before the port opens, the canaries are checked.
+    """
+    from leaf.loading import load_for_serving
+    from leaf.runtime.server import Settings
+    from leaf.runtime.server import serve as run_server
+    from leaf.verifying import space_of
+
+    encoder = load_for_serving(model, precision=precision, threads=threads, device=device)
+    settings = Settings(
+        host=host,
+        port=port,
+        names=tuple(name or ()),
+        cors=tuple(cors or ()),
+        max_batch=max_batch,
+        max_queue=max_queue,
+        max_texts=max_texts,
+        max_characters=max_characters,
+        max_body_bytes=max_body_mib << 20,
+        timeout=timeout,
+        grace=grace,
+    )
+    run_server(encoder, settings, space=space_of(model))
+
+
+@app.command()
 def speed(
-    what: Annotated[Timed, typer.Argument(metavar="WHAT", help="train: training steps. embed: the teacher pass.")],
-    batch_size: Annotated[int, typer.Option("--batch-size", min=1)] = 32,
-    layers: Annotated[int | None, typer.Option("--layers", min=1, help="Default: 6 for train, 12 for embed.")] = None,
+    what: Annotated[
+        list[str],
+        typer.Argument(metavar="WHAT…", help="`train`, `embed`, or the models to be timed, `table8` for the paper's."),
+    ],
+    against: Annotated[
+        list[str] | None,
+        typer.Option("--against", metavar="MODEL", help="models: their speed is divided by this one's; repeatable."),
+    ] = None,
+    precision: Annotated[
+        str | None, typer.Option("--precision", metavar="TYPES", help="models: each in these, such as fp32,q8.")
+    ] = None,
+    queries: Annotated[
+        Path | None, typer.Option("--queries", metavar="FILE", help="models: queries, one a line, or .jsonl, .parquet.")
+    ] = None,
+    documents: Annotated[
+        Path | None, typer.Option("--documents", metavar="FILE", help="models: documents, likewise.")
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option("--data", metavar="DIR", help="models: queries and documents of a BEIR folder.")
+    ] = None,
+    batch_sizes: Annotated[
+        str | None, typer.Option("--batch-sizes", metavar="SIZES", help="models: default 1,2,4,8,16,24.")
+    ] = None,
+    threads: Annotated[
+        int | None, typer.Option("--threads", min=1, help="models: of each. Default: one for each core.")
+    ] = None,
+    tokenizer: Annotated[
+        str | None, typer.Option("--tokenizer", metavar="MODEL", help="models: whose tokenizer `shape:` models get.")
+    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="models: fewer batch sizes and rounds.")] = False,
+    batch_size: Annotated[int | None, typer.Option("--batch-size", min=1, help="train, embed. Default: 32.")] = None,
+    layers: Annotated[int | None, typer.Option("--layers", min=1, help="train, embed. Default: 6 and 12.")] = None,
     dim: Annotated[int | None, typer.Option("--dim", min=1, help="train: of the targets. Default: 768.")] = None,
     steps: Annotated[int | None, typer.Option("--steps", min=1, help="train: timed steps a round.")] = None,
     num_texts: Annotated[int | None, typer.Option("--texts", min=1, help="embed: texts a round.")] = None,
-    rounds: Annotated[int, typer.Option("--rounds", min=1)] = 3,
-    device: Device = None,
+    rounds: Annotated[
+        int | None, typer.Option("--rounds", min=1, help="Default: 3 for train and embed, 7 for models.")
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option("--device", help="train, embed: cpu, cuda … Default: a GPU where there is one.")
+    ] = None,
     out: Annotated[
-        Path | None, typer.Option("--out", metavar="DIR", help="Write the record to DIR/<WHAT>-<cpu|cuda>.json.")
+        Path | None,
+        typer.Option("--out", metavar="DIR", help="Write the record to DIR/<train|embed|query>-<cpu|cuda>.json."),
     ] = None,
     no_compile: NoCompile = False,
     eager: Eager = False,
     as_json: AsJson = False,
 ) -> None:
-    """Times leaf against Transformers and Sentence Transformers here, on random weights and the paper's text lengths.
+    """Times leaf here: its training step, its teacher pass, or models as encoders of queries and of documents.
 
-    train: `leaf train` against a padded loop and the Sentence Transformers trainer. embed: the teacher pass against
-    `SentenceTransformer.encode`. Minutes on a CPU.
+    train, embed: `leaf train` and the teacher pass against Transformers and Sentence Transformers, on random weights
+    and the paper's text lengths. Minutes on a CPU.
+
+    Models: batches of queries and of documents, and single queries, on the CPU (the paper's Table 8 and Figure 12);
+    `table8` takes about eight minutes on two cores. A MODEL is an exported student (DIR, DIR:q8), an .onnx file, a
+    Sentence Transformers folder or hub id, timed through torch, or an architecture with random weights:
+    `shape:bert-base`, `shape:bert-large`, `shape:minilm-l6` (any number of layers) and `shape:table`, the last two with
+    `-d1024` for vectors of other than 768 dimensions; add `:q8` as for a student. Without texts: docstrings.
     """
-    for_train = {"--dim": dim, "--steps": steps, "--no-compile": no_compile, "--eager": eager}
-    wrong = {"--texts": num_texts} if what is Timed.train else for_train
-    if given := [option for option, value in wrong.items() if value]:
-        raise LeafError(f"{given[0]} says nothing about {what}; see `leaf speed --help`")
-    from leaf.speed.record import result_table
-    from leaf.speed.synthetic import Shape
-
-    shape = Shape(layers or (6 if what is Timed.train else 12))
+    kind = what[0] if what[0] in list(Timed) else "models"
+    if len(what) > 1 and (mixed := [each for each in what if each in list(Timed)]):
+        raise LeafError(f"'{mixed[0]}' is timed alone; a folder of that name is ./{mixed[0]}")
+    options: dict[str, dict[str, Any]] = {
+        "train": {"--dim": dim, "--steps": steps, "--no-compile": no_compile, "--eager": eager},
+        "embed": {"--texts": num_texts},
+        "both": {"--batch-size": batch_size, "--layers": layers, "--device": device},
+        "models": {
+            "--against": against, "--precision": precision, "--queries": queries, "--documents": documents,
+            "--data": data, "--batch-sizes": batch_sizes, "--threads": threads, "--tokenizer": tokenizer,
+            "--quick": quick,
+        },
+    }  # fmt: skip
+    own = {kind} if kind == "models" else {kind, "both"}
+    foreign = {option: value for each in options if each not in own for option, value in options[each].items()}
+    if given := [option for option, value in foreign.items() if value]:
+        raise LeafError(f"{given[0]} says nothing about {kind}; see `leaf speed --help`")
     record: dict[str, Any]
-    if what is Timed.train:
-        from leaf.speed.training import time_training
-        from leaf.student.step import Engine
+    if kind == "models":
+        from leaf.speed import query
 
-        engine = Engine(compile=not (no_compile or eager), graphs=not eager)
-        record = time_training(
-            shape, dim=dim or 768, batch_size=batch_size, steps=steps, rounds=rounds, device=device, engine=engine
+        record = query.time_models(
+            what,
+            query.read_texts(queries, documents, data),
+            against=against or [],
+            precisions=precision.split(",") if precision else [],
+            tokenizer=tokenizer,
+            threads=threads,
+            plan=query.make_plan(_numbers(batch_sizes, "--batch-sizes"), rounds, quick=quick),
         )
     else:
-        from leaf.speed.embedding import time_embedding
+        from leaf.speed.synthetic import Shape
 
-        record = time_embedding(shape, num_texts=num_texts, batch_size=batch_size, rounds=rounds, device=device)
+        shape = Shape(layers or (6 if kind == Timed.train else 12))
+        common: dict[str, Any] = {"batch_size": batch_size or 32, "rounds": rounds or 3, "device": device}
+        if kind == Timed.train:
+            from leaf.speed.training import time_training
+            from leaf.student.step import Engine
+
+            engine = Engine(compile=not (no_compile or eager), graphs=not eager)
+            record = time_training(shape, dim=dim or 768, steps=steps, engine=engine, **common)
+        else:
+            from leaf.speed.embedding import time_embedding
+
+            record = time_embedding(shape, num_texts=num_texts, **common)
     if out is not None:
         from leaf.files import write_json
 
-        write_json(out / f"{what}-{record['settings']['device'].partition(':')[0]}.json", record)
+        name = "query" if kind == "models" else kind
+        write_json(out / f"{name}-{record['settings']['device'].partition(':')[0]}.json", record)
     if as_json:
         _print_json(record)
     else:
-        stdout.print(result_table(record))
+        _print_speed(record)
 
 
 @app.command()
@@ -586,6 +817,15 @@ def _precisions(text: str | None) -> "list[Precision]":
     return [each for each in PRECISIONS if each in wanted and each != "float32"]
 
 
+def _precisions_of_weights(text: str) -> list[str]:
+    from leaf.runtime.artifact import FILES
+
+    wanted = text.split(",")
+    if odd := [each for each in wanted if each not in FILES]:
+        raise LeafError(f"--precision '{odd[0]}' is unknown, expected some of {','.join(FILES)}")
+    return wanted
+
+
 def _lines(file: Path) -> list[str]:
     try:
         lines = file.read_text(encoding="utf-8").splitlines()
@@ -636,6 +876,21 @@ def _print_alignments(found: "Sequence[Alignment]", out: Path | None, as_json: b
         print_alignment(alignment, stdout)
 
 
+def _print_speed(record: dict[str, Any]) -> None:
+    if record["what"] != "query":
+        from leaf.speed.record import result_table
+
+        stdout.print(result_table(record))
+        return
+    from leaf.report.summary import print_table
+    from leaf.speed.query_page import HEADINGS, caption, table
+
+    for role in HEADINGS:
+        print_table(table(record, role), stdout)
+        stdout.print()
+    stdout.print(caption(record), style="dim", soft_wrap=True)
+
+
 def _print_scores(scores: "Sequence[Score]", as_json: bool) -> None:
     """A table for each student beside its teacher, or one for an encoder alone."""
     if as_json:
@@ -672,6 +927,10 @@ def _table(*columns: str) -> Table:
         "parameters",
         "held-out ε",
         "seconds",
+        "MB",
+        "ε",
+        "added",
+        "least cosine",
         "read",
         "kept",
         "held-out",

@@ -1,4 +1,4 @@
-"""The stages of a run, in order: texts → embeddings → students → scores → report.
+"""The stages of a run, in order: texts → embeddings → students → scores → ONNX files → report.
 
     leaf.distill("demo", out="runs/demo")
 
@@ -7,11 +7,12 @@ inputs returns at once. Nothing is passed between stages but files.
 """
 
 import functools
+import importlib.util
 import json
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Self
 
@@ -34,7 +35,7 @@ from leaf.recipe import Recipe
 from leaf.recipe import Student as StudentSettings
 from leaf.run import Run, Stage, difference, read_manifest
 from leaf.runtime.speed import query_latency
-from leaf.space import NUM_CANARIES, Space, canary_error
+from leaf.space import NUM_CANARIES, Space, saved_with
 from leaf.student.ablation import AddedLoss
 from leaf.student.data import Examples, build_examples, choose_rows
 from leaf.student.distributed import World, join
@@ -120,7 +121,19 @@ class Pipeline:
         self.embed()
         self.train()
         self.evaluate()
+        self._export_if_possible()
         return self.report()
+
+    def _export_if_possible(self) -> None:
+        """A run that is scored has its report even where there is no ONNX file to be had."""
+        missing = [each for each in ("onnx", "onnxscript") if importlib.util.find_spec(each) is None]
+        if missing and self.recipe.export.precisions:
+            say("no ONNX files: pip install 'leaf[onnx]' and run `leaf export` with this recipe")
+            return
+        try:
+            self.export()
+        except LeafError as error:
+            say(f"no ONNX files: {error}")
 
     def sweep(self) -> dict[str, Any]:
         """Trains a student for every point of the recipe's grid, scores them on its data if it names any.
@@ -226,6 +239,31 @@ class Pipeline:
             not_measured=dict(measured.not_measured),
             teacher_parameters=self.teacher.num_parameters,
         )
+
+    def export(self) -> dict[str, dict[str, Any]]:
+        """Writes every student as ONNX files that agree with it; returns their manifests by student."""
+        self._alone("export")
+        for student in self.recipe.students:
+            self._finished(student.name)
+        if not self.recipe.export.precisions:
+            return {}
+        from leaf.export.onnx import NUM_CALIBRATION, Texts, export_student
+
+        held_out, texts = self._held_out(), self._finished("texts")
+        vectors = np.concatenate(list(read_vectors(self._embed_stage.folder / texts["held_out"]["file"])))
+        compared = Texts(held_out.texts, held_out.kinds, vectors.astype(np.float32))
+        first = read_shard(self.run.folder / "texts" / texts["shards"][0]["file"])
+        every = max(1, len(first.texts) // NUM_CALIBRATION)  # a shard may hold its sources one after the other
+        calibration = Texts(first.texts[::every], first.kinds[::every])
+        return {
+            student.name: export_student(
+                self.run.folder / student.name,
+                self.recipe.export.precisions,
+                held_out=compared,
+                calibration=calibration,
+            )
+            for student in self.recipe.students
+        }
 
     def report(self) -> dict[str, Any]:
         """Writes report.md, report.html, report.json, the figures and every student's model card."""
@@ -436,7 +474,7 @@ class Pipeline:
             kinds=tuple(kinds),
             vectors=vectors,
         )
-        return replace(space, error=canary_error(encoder, space.texts, space.kinds, space.vectors))
+        return saved_with(space, encoder)
 
     def _align(self, students: dict[str, Encoder], held_out: Shard, folder: Path) -> None:
         """Every student beside its teacher on the held-out texts, which nobody has judged: `alignment.json`."""

@@ -207,6 +207,19 @@ class Evaluate(Section):
     """Queries answered by the teacher and by every student in the report, side by side (Table 6)."""
 
 
+class Export(Section):
+    """The ONNX files of every student, for queries without torch."""
+
+    precisions: tuple[Literal["fp32", "fp16", "q8", "q8-portable", "q4", "q4f16"], ...] = (
+        "fp32",
+        "fp16",
+        "q8",
+        "q4",
+        "q4f16",
+    )
+    """What weights are stored as, a file each; [] writes none. `q8-portable` is for x86 CPUs without VNNI."""
+
+
 class Sweep(Section):
     """Variants of one student, for `leaf sweep`: every combination of the values in `grid`, times every case."""
 
@@ -259,6 +272,7 @@ class Recipe(Section):
     prepare: Prepare = Prepare()
     train: Train = Train()
     evaluate: Evaluate = Evaluate()
+    export: Export = Export()
     sweep: Sweep | None = None
     """Variants of one student instead of the students as they are; see `leaf.sweep`."""
 
@@ -414,6 +428,6 @@ def _explain(error: Any) -> str:
 def _section_at(location: Sequence[str]) -> type[Section] | None:
     sections: dict[str, type[Section]] = {
         "teacher": Teacher, "student": Student, "students": Student, "texts": TextSource,
-        "prepare": Prepare, "train": Train, "evaluate": Evaluate, "sweep": Sweep,
+        "prepare": Prepare, "train": Train, "evaluate": Evaluate, "export": Export, "sweep": Sweep,
     }  # fmt: skip
     return sections.get(location[0]) if location else Recipe

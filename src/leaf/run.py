@@ -87,14 +87,15 @@ class Run:
     def claim(self, recipe: Recipe) -> None:
         """Takes the folder for this recipe: writes `recipe.toml`, or checks that the one there says the same.
 
-        What is measured may change: nothing that was trained depends on it, and scores have inputs of their own.
+        What is measured and exported may change: nothing that was trained depends on it, and both have inputs of their
+        own.
         """
         path = self.folder / "recipe.toml"
         if not path.is_file():
             write_text(path, recipe.to_toml())
             return
         known, wanted = (each.model_dump(mode="json") for each in (Recipe.load(path), recipe))
-        if {**known, "evaluate": wanted["evaluate"]} == wanted:
+        if {**known, "evaluate": wanted["evaluate"], "export": wanted["export"]} == wanted:
             write_text(path, recipe.to_toml())
         else:
             raise LeafError(

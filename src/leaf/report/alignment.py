@@ -13,7 +13,7 @@ from rich.segment import Segments
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from leaf.report.figures import COLOURS, INK, STYLE, WIDTH, Figure, to_svg
+from leaf.figures import COLOURS, INK, STYLE, WIDTH, Figure, to_svg
 from leaf.report.words import NONE, Table, count, decimals
 
 Data = Mapping[str, Any]

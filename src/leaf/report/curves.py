@@ -11,8 +11,9 @@ from typing import Any
 from leaf.compression import Precision
 from leaf.evaluation.curves import CurveMode, Curves, Summary
 from leaf.evaluation.statistics import Interval
+from leaf.figures import INK, STYLE, Figure, to_svg
 from leaf.report import words
-from leaf.report.figures import INK, MODE_COLOURS, STYLE, Figure, to_svg
+from leaf.report.figures import MODE_COLOURS
 
 #: In this order in legend and table: what is inherited first, then by whom.
 LINES: dict[CurveMode, dict[str, Any]] = {

@@ -115,6 +115,8 @@ def _student(folder: Path, recipe: Recipe, settings: StudentSettings, found: Seq
         "latency_ms": _read(folder / "speed" / f"{settings.name}.json", {}).get("median_ms"),
         "errors": held_out_errors(folder / settings.name / "metrics.jsonl"),
         "backbone": settings.backbone,
+        "pooling": settings.pooling,
+        "onnx": _read(folder / settings.name / "onnx" / "manifest.json", {}) or None,
         "train": recipe.train_of(settings).model_dump(mode="json"),
         **{key: manifest.get(key) for key in TRAINING},
     }

@@ -1,45 +1,14 @@
-"""The figures of a report as SVG: small, with selectable text, in the reader's light or dark mode."""
+"""The figures of a report: what students keep, what they cost, and how near they came while training."""
 
-import io
-import re
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
-from xml.sax.saxutils import quoteattr
+from typing import Any
 
 from leaf.evaluation.compare import MODES
+from leaf.figures import COLOURS, GREY, INK, STYLE, WIDTH, Figure, to_svg
 
-#: Drawn in this colour, then renamed to `currentColor`, which follows the page.
-INK = "#010203"
-#: Near Okabe and Ito's, which the colour-blind can tell apart, at 3:1 or more against white and near-black.
-COLOURS = ("#0f9d6b", "#d9660a", "#4a86e8", "#c2559d", "#8a8d33", "#7c8792")
-MODE_COLOURS = {"standard": "#7c8792", "asymmetric": "#0f9d6b"}
-#: Inches at 72 px: narrow, so that a phone shrinks the words little.
-WIDTH = 4.5
-THEME = "svg{color:#1d2320}@media(prefers-color-scheme:dark){svg{color:#e4e9e6}}"
-STYLE: Any = {  # plain names here, literal types in matplotlib's stubs
-    "svg.fonttype": "none",  # words stay words: searchable, and small
-    "svg.hashsalt": "leaf",  # the same figure has the same bytes
-    "font.size": 10,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.alpha": 0.15,
-    "grid.color": INK,
-    "legend.frameon": False,
-    **dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), INK),
-}
-
+MODE_COLOURS = {"standard": GREY, "asymmetric": COLOURS[0]}
 
 Student = Mapping[str, Any]
-
-
-class Figure(NamedTuple):
-    """One figure: its title, what it says for those who do not see it, and the SVG."""
-
-    title: str
-    alt: str
-    svg: str
 
 
 def draw_figures(students: Sequence[Student]) -> dict[str, Figure]:
@@ -145,14 +114,3 @@ def _error(canvas: Any, students: Sequence[Student]) -> str | None:
     axes.locator_params(axis="x", integer=True)
     canvas.legend(loc="outside upper right", ncols=min(3, len(students)))
     return "Mean held-out distance ε to the teacher's vectors by epoch: " + "; ".join(said) + "."
-
-
-def to_svg(canvas: Any, name: str, alt: str) -> str:
-    """The SVG without prolog and metadata, ready to be inlined beside others: no id is used twice."""
-    buffer = io.StringIO()
-    nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-    canvas.savefig(buffer, format="svg", transparent=True, metadata=nothing)
-    svg = buffer.getvalue()
-    svg = svg[svg.index("<svg") :].replace(INK, "currentColor").replace("*{", f"{THEME}svg *{{", 1)
-    svg = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{name}-", svg)
-    return svg.replace("<svg", f'<svg role="img" aria-label={quoteattr(alt)}', 1)

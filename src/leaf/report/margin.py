@@ -6,8 +6,8 @@ Everything takes the margin as plain data: `dataclasses.asdict` of it, or `margi
 from collections.abc import Mapping
 from typing import Any
 
+from leaf.figures import COLOURS, INK, STYLE, WIDTH, Figure, to_svg
 from leaf.report.alignment import estimate
-from leaf.report.figures import COLOURS, INK, STYLE, WIDTH, Figure, to_svg
 from leaf.report.words import Table, count, points
 
 Data = Mapping[str, Any]

@@ -8,6 +8,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
+from leaf.models import hub_id
 from leaf.report import words
 
 #: What Markdown reads as markup anywhere in a line.
@@ -24,7 +25,7 @@ def render(template: str, report: dict[str, Any], **context: Any) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    for name in ("points", "decimals", "count", "size", "depth", "retention", "verdict"):
+    for name in ("points", "decimals", "count", "size", "bytes", "depth", "retention", "verdict"):
         environment.filters[name] = getattr(words, name)
     environment.filters |= {"md": markdown, "literal": literal}
     return environment.get_template(template).render(report=report, **report, words=words, hub_id=hub_id, **context)
@@ -39,8 +40,3 @@ def markdown(text: object) -> Markup:
 def literal(value: object) -> Markup:
     """`value` as a literal of Python and of YAML at once: JSON's strings and numbers are both."""
     return Markup(json.dumps(value, ensure_ascii=False))
-
-
-def hub_id(model: str) -> bool:
-    """Whether `model` is a name that a hub can have: not a folder here, not a file of a package."""
-    return re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", model) is not None and not Path(model).exists()

@@ -6,7 +6,7 @@ Everything takes the probe as plain data: the content of `preflight.json`.
 from collections.abc import Mapping
 from typing import Any
 
-from leaf.report.figures import COLOURS, INK, STYLE, WIDTH, Figure, to_svg
+from leaf.figures import COLOURS, INK, STYLE, WIDTH, Figure, to_svg
 from leaf.report.words import NONE, Table, decimals
 
 Data = Mapping[str, Any]

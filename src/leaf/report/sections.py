@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 from leaf.errors import LeafError
 from leaf.evaluation import curves
 from leaf.evaluation.compare import Comparison
+from leaf.figures import Figure
 from leaf.report import alignment, margin, preflight
 from leaf.report.curves import curves_caption, curves_table, draw_curves
-from leaf.report.figures import Figure
 from leaf.report.scores import student_table
 from leaf.report.words import Table
 

@@ -23,9 +23,10 @@ from rich.segment import Segments
 from rich.table import Table as Columns
 from rich.text import Text
 
+from leaf.figures import COLOURS, INK, STYLE, WIDTH, Figure, to_svg
 from leaf.files import write_json, write_text
 from leaf.recipe import Recipe
-from leaf.report.figures import COLOURS, INK, MODE_COLOURS, STYLE, WIDTH, Figure, to_svg
+from leaf.report.figures import MODE_COLOURS
 from leaf.report.pages import markdown
 from leaf.report.summary import PIPE_WIDTH
 from leaf.report.words import NONE, Table, count, decimals, points

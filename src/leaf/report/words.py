@@ -37,6 +37,11 @@ def size(parameters: int | None) -> str:
     return f"{parameters / 1e6:.1f}M" if parameters >= 1e5 else f"{parameters / 1e3:.1f}k"
 
 
+def bytes(size: int) -> str:
+    """`61874144` → `61.9 MB`."""
+    return f"{size / 1e6:.1f} MB" if size >= 1e6 else f"{size / 1e3:.1f} kB"
+
+
 def depth(student: Report) -> str:
     """`2 layers`, or what a student without layers is."""
     layers = student["layers"]
