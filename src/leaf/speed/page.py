@@ -1,18 +1,17 @@
-"""docs/speed.md and its figure, from the records in results/speed/. No number is written here.
+"""docs/speed.md and its figures, from the records in results/speed/. No number is written here.
 
 write_page(Path("results/speed"), Path("docs"))
 """
 
-import io
 import json
-import re
 import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-from xml.sax.saxutils import quoteattr
 
+from leaf.figures import COLOURS, GREY, INK, STYLE, to_svg
 from leaf.files import write_text
+from leaf.speed import query_page
 from leaf.speed.record import NAMES, OURS, rate, rows
 
 #: What is timed: the heading, who takes part (their rows where there is no record), and how it is done.
@@ -33,48 +32,42 @@ SECTIONS = {
     ),
 }
 INTRODUCTION = (
-    "`leaf speed train` and `leaf speed embed` time leaf against what one would use instead, in one process on one "
-    "machine. The contestants take turns, so that a slow minute of the machine slows all of them; ratios are taken "
-    "within a round. Numbers are medians over rounds, with the least and the most in brackets. Models have random "
-    "weights. Texts are made up, with the lengths of the paper's training texts (its Table 1; what it leaves open is "
-    "assumed in [mix.py](../src/leaf/speed/mix.py)). Padding is the share of computed tokens that belong to no text."
+    "`leaf speed train` and `leaf speed embed` time leaf against what one would use instead, and `leaf speed MODEL…` "
+    "times encoders against each other, all in one process on one machine. The contestants take turns, so that a slow "
+    "minute of the machine slows all of them; ratios are taken within a round. Numbers are medians over rounds, with "
+    "the least and the most in brackets. Models have random weights. Texts of the first two are made up, with the "
+    "lengths of the paper's training texts (its Table 1; what it leaves open is assumed in "
+    "[mix.py](../src/leaf/speed/mix.py)). Padding is the share of computed tokens that belong to no text."
 )
-COMMANDS = "pip install 'leaf[speed]'\nleaf speed train\nleaf speed embed"
+COMMANDS = "pip install 'leaf[speed]'\nleaf speed train\nleaf speed embed\nleaf speed table8"
 LAST = "With `--out results/speed` each writes its record, of which `python tests/test_docs.py` makes this page."
 DEVICES = {"cpu": "CPU", "cuda": "GPU"}
-INK = "#010203"
-COLOURS = {OURS: "#0f9d6b"}
-GREY = "#7c8792"
-STYLE: Any = {  # plain names here, literal types in matplotlib's stubs
-    "svg.fonttype": "none",
-    "svg.hashsalt": "leaf",
-    "font.size": 10,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    **dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), INK),
-}
-THEME = "svg{color:#1d2320}@media(prefers-color-scheme:dark){svg{color:#e4e9e6}}"
+QUERY = "query-cpu"
 
 Records = Mapping[str, Mapping[str, Any]]
 
 
 def write_page(records: Path, docs: Path) -> None:
-    """Writes `speed.md` and, where there is a record, `speed.svg` into the folder `docs`. Needs the extra `plot`."""
+    """Writes `speed.md` and the figures that there are records for into the folder `docs`. Needs the extra `plot`."""
     found = read_records(records)
     write_text(docs / "speed.md", page(found))
-    if found:
+    if _against_others(found):
         write_text(docs / "speed.svg", figure(found))
+    if QUERY in found:
+        write_text(docs / query_page.PICTURE, query_page.figure(found[QUERY]))
 
 
 def read_records(folder: Path) -> dict[str, dict[str, Any]]:
-    """The records there are, by name: `train-cpu`, `train-cuda`, `embed-cpu`, `embed-cuda`."""
-    paths = (folder / f"{what}-{device}.json" for what in SECTIONS for device in DEVICES)
+    """The records there are, by name: `train-cpu`, `train-cuda`, `embed-cpu`, `embed-cuda`, `query-cpu`."""
+    stems = [*(f"{what}-{device}" for what in SECTIONS for device in DEVICES), QUERY]
+    paths = [folder / f"{stem}.json" for stem in stems]
     return {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in paths if path.is_file()}
 
 
 def page(records: Records) -> str:
     """The page as Markdown."""
-    parts = ["# Speed", _wrap(INTRODUCTION), *([f"![{alt(records)}](speed.svg)"] if records else [])]
+    picture = [f"![{alt(records)}](speed.svg)"] if _against_others(records) else []
+    parts = ["# Speed", _wrap(INTRODUCTION), *picture]
     for what, (heading, contestants, how) in SECTIONS.items():
         table, notes = ["| on | | texts/s | tokens/s | padding | leaf's speed-up |", "|---|---|--:|--:|--:|--:|"], []
         for device, name in DEVICES.items():
@@ -84,6 +77,7 @@ def page(records: Records) -> str:
             else:
                 table += [f"| {name} | {NAMES[each]} | not yet measured | | | |" for each in contestants]
         parts += [f"## {heading}", _wrap(how), "\n".join(table), *notes]
+    parts += [part if part[0] in "#|!" else _wrap(part) for part in query_page.section(records.get(QUERY))]
     parts += ["## Again, on your machine", f"```\n{COMMANDS}\n```", _wrap(LAST)]
     return "\n\n".join(parts) + "\n"
 
@@ -93,20 +87,20 @@ def figure(records: Records) -> str:
     import matplotlib
     from matplotlib.figure import Figure
 
+    records = _against_others(records)
     bars = sum(len(record["contestants"]) for record in records.values())
-    with matplotlib.rc_context(STYLE):
+    with matplotlib.rc_context({**STYLE, "axes.grid": False}):  # every bar has its number beside it
         canvas = Figure(figsize=(6, 0.75 * len(records) + 0.36 * bars), layout="constrained")
         heights = [len(record["contestants"]) + 1 for record in records.values()]
         panels = canvas.subplots(len(records), 1, squeeze=False, height_ratios=heights)[:, 0]
         for axes, (name, record) in zip(panels, records.items(), strict=True):
             _panel(axes, name, record)
-        buffer = io.StringIO()
-        nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-        canvas.savefig(buffer, format="svg", transparent=True, metadata=nothing)
-    svg = buffer.getvalue()
-    svg = svg[svg.index("<svg") :].replace(INK, "currentColor").replace("*{", f"{THEME}svg *{{", 1)
-    svg = re.sub(r"[ \t]+$", "", svg, flags=re.MULTILINE)
-    return svg.replace("<svg", f'<svg role="img" aria-label={quoteattr(alt(records))}', 1)
+        return to_svg(canvas, "speed", alt(records))
+
+
+def _against_others(records: Records) -> Records:
+    """The records of `leaf speed train` and `leaf speed embed`."""
+    return {name: record for name, record in records.items() if name != QUERY}
 
 
 def _panel(axes: Any, name: str, record: Mapping[str, Any]) -> None:
@@ -117,7 +111,7 @@ def _panel(axes: Any, name: str, record: Mapping[str, Any]) -> None:
             row,
             texts["median"],
             0.7,
-            color=COLOURS.get(contestant, GREY),
+            color=COLOURS[0] if contestant == OURS else GREY,
             xerr=reach,
             error_kw={"ecolor": INK, "elinewidth": 1.2, "capsize": 3},
         )
@@ -138,7 +132,7 @@ def _title(name: str) -> str:
 def alt(records: Records) -> str:
     """What the figure says, for those who do not see it."""
     said = []
-    for name, record in records.items():
+    for name, record in _against_others(records).items():
         rates = (
             f"{NAMES[each]} {rate(values['texts_per_second']['median'])}"
             for each, values in record["contestants"].items()
