@@ -17,7 +17,7 @@ from leaf.report.scores import lone_table
 from leaf.report.words import Table
 
 ROOT = Path(__file__).parent.parent
-LADDER, CURVES, SWEEPS = (ROOT / "results" / name for name in ("ladder", "curves", "sweeps"))
+LADDER, CURVES, SWEEPS, EXPORT = (ROOT / "results" / name for name in ("ladder", "curves", "sweeps", "export"))
 
 
 def ladder() -> str:
@@ -134,6 +134,67 @@ def _read_curves(report: dict[str, Any]) -> Curves:
     teacher = report["teacher"]
     similarity = teacher["space"]["similarity"]
     return Curves(teacher["name"], teacher["dim"], similarity, {}, sets, (), tuple(summary), {})
+
+
+def exports() -> str:
+    """What each ONNX file of three students costs in distance to the teacher, and int8 in retention."""
+    table = [("student", "file", "MB", "ε", "added", "least cosine to PyTorch")]
+    for path in sorted(EXPORT.glob("student-*.json")):
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        table.append((path.stem, "PyTorch", "", f"{manifest['student_error']:.4f}", "", ""))
+        for each in manifest["files"].values():
+            numbers = f"{each['bytes'] / 1e6:.1f}", f"{each['error']:.4f}", f"{each['added_error']:+.4f}"
+            table.append(("", f"`{each['file']}`", *numbers, f"{each['min_cosine']:.4f}"))
+    made = manifest["provenance"]
+    said = (
+        f"ε: mean distance to the teacher's vectors of {manifest['num_texts']:,} held-out texts. A text alone has "
+        f"cosine ≥ {_least_batch_cosine():.4f} to itself in a padded batch, in every file but the float16 ones (≥ "
+        f"{_least_batch_cosine(half=True):.4f}). Of the demo (2 layers, table) and of the curves study (3 layers); "
+        f"commit `{made['commit']}`, onnxruntime {made['versions']['onnxruntime']}."
+    )
+    return "\n".join([markdown_table(table), said, "", *_retained()])
+
+
+def _least_batch_cosine(half: bool = False) -> float:
+    manifests = [json.loads(path.read_text(encoding="utf-8")) for path in EXPORT.glob("student-*.json")]
+    return min(
+        each["batch_cosine"]
+        for manifest in manifests
+        for precision, each in manifest["files"].items()
+        if precision.endswith("16") == half
+    )
+
+
+def _retained() -> list[str]:
+    """Retention of float32 and int8 files of one student over its teacher's documents."""
+    path = EXPORT / "scores.json"
+    if not path.exists():
+        return []
+    scores = json.loads(path.read_text(encoding="utf-8"))
+    teacher = {each["dataset"]: each["value"] for each in scores if each["mode"] == "teacher"}
+    kept: dict[str, dict[str, float]] = {}
+    for each in scores:
+        if each["mode"] == "asymmetric" and each["measure"] == "nDCG@10":
+            kept.setdefault(each["encoder"], {})[each["dataset"]] = 100 * each["value"] / teacher[each["dataset"]]
+    means = {name: statistics.mean(each.values()) for name, each in kept.items()}
+    said = ", ".join(f"{name} {mean:.2f} %" for name, mean in means.items())
+    number = len(next(iter(kept.values())))
+    return [f"Asymmetric retention, mean over {number} retrieval sets: {said}.", ""]
+
+
+def served() -> str:
+    """What the server did under load."""
+    path = ROOT / "results" / "speed" / "serve-cpu.json"
+    if not path.exists():
+        return "Not yet measured under load.\n"
+    record = json.loads(path.read_text(encoding="utf-8"))
+    latency, cpus = record["latency_ms"], record["provenance"]["hardware"]["cpus"]
+    return (
+        f"Under load, {record['connections']} connections for {record['seconds']:.0f} s on the {cpus} cores that also "
+        f"ran the clients: {record['answers']:,} answers by {record['model']}, {sum(record['errors'].values())} errors, "
+        f"{record['answers_per_second']:.0f} a second, median {latency['p50']:.0f} ms, 99th percentile "
+        f"{latency['p99']:.0f} ms (`python -m leaf.runtime.load`).\n"
+    )
 
 
 def sweep(name: str) -> str:

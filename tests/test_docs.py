@@ -20,7 +20,9 @@ from leaf.speed import page as speed
 
 ROOT = Path(__file__).parent.parent
 PAPER, REFERENCE, README = ROOT / "docs" / "paper.md", ROOT / "docs" / "recipe.md", ROOT / "README.md"
-TRAINING, EVALUATION, SWEEPS = (ROOT / "docs" / f"{name}.md" for name in ("training", "evaluation", "sweeps"))
+TRAINING, EVALUATION, DEPLOYMENT, SWEEPS = (
+    ROOT / "docs" / f"{name}.md" for name in ("training", "evaluation", "deployment", "sweeps")
+)
 SWEPT = ("pooling", "schedule", "batch-size", "segments", "losses")
 SPEED, RECORDS = ROOT / "docs" / "speed.md", ROOT / "results" / "speed"
 LINK = re.compile(r"\[([^\]]+)\]\((?!https?:|#|mailto:)([^)\s#]+)[^)]*\)")
@@ -156,6 +158,8 @@ BLOCKS = [
     (EVALUATION, "minilm", studies.whole_tree),
     (EVALUATION, "curves", studies.curves),
     (EVALUATION, "margin", studies.margin),
+    (DEPLOYMENT, "export", studies.exports),
+    (DEPLOYMENT, "serve", studies.served),
     *((SWEEPS, name, functools.partial(studies.sweep, name)) for name in SWEPT),
 ]
 
@@ -181,7 +185,9 @@ def test_everything_numbered_in_the_paper_has_a_row_that_says_where_it_is(label)
     assert "not yet" in where or LINK.search(where) or code(where) or re.search(r"as (Table|Figure) \d", where)
 
 
-@pytest.mark.parametrize("page", [PAPER, README, SPEED, TRAINING, EVALUATION, SWEEPS], ids=lambda page: page.name)
+@pytest.mark.parametrize(
+    "page", [PAPER, README, SPEED, TRAINING, EVALUATION, DEPLOYMENT, SWEEPS], ids=lambda page: page.name
+)
 def test_a_page_names_only_files_functions_commands_and_settings_that_exist(page):
     text = page.read_text(encoding="utf-8")
     wrong = [*wrong_links(page), *wrong_commands(text), *wrong_settings(text), *wrong_tree(text)]
