@@ -166,20 +166,22 @@ def _least_batch_cosine(half: bool = False) -> float:
 
 
 def _retained() -> list[str]:
-    """Retention of float32 and int8 files of one student over its teacher's documents."""
-    path = EXPORT / "scores.json"
+    """Retention of float32 and int8 queries of one student over its teacher's documents."""
+    path = EXPORT / "retention.json"
     if not path.exists():
         return []
-    scores = json.loads(path.read_text(encoding="utf-8"))
-    teacher = {each["dataset"]: each["value"] for each in scores if each["mode"] == "teacher"}
-    kept: dict[str, dict[str, float]] = {}
-    for each in scores:
-        if each["mode"] == "asymmetric" and each["measure"] == "nDCG@10":
-            kept.setdefault(each["encoder"], {})[each["dataset"]] = 100 * each["value"] / teacher[each["dataset"]]
-    means = {name: statistics.mean(each.values()) for name, each in kept.items()}
-    said = ", ".join(f"{name} {mean:.2f} %" for name, mean in means.items())
-    number = len(next(iter(kept.values())))
-    return [f"Asymmetric retention, mean over {number} retrieval sets: {said}.", ""]
+    record = json.loads(path.read_text(encoding="utf-8"))
+
+    def said(interval: list[float]) -> str:
+        return "{:.2f} % ({:.2f}–{:.2f})".format(*interval)
+
+    modes = ", ".join(f"{name} queries {said(interval)}" for name, interval in record["asymmetric"].items())
+    return [
+        f"{record['student']} over its teacher's documents, nDCG@10 in percent of the teacher, mean over "
+        f"{len(record['nDCG@10']['teacher'])} retrieval sets: {modes}. int8 in percent of float32: "
+        f"**{said(record['q8_of_fp32'])}**.",
+        "",
+    ]
 
 
 def served() -> str:
@@ -189,9 +191,10 @@ def served() -> str:
         return "Not yet measured under load.\n"
     record = json.loads(path.read_text(encoding="utf-8"))
     latency, cpus = record["latency_ms"], record["provenance"]["hardware"]["cpus"]
+    errors = sum(record["errors"].values())
     return (
-        f"Under load, {record['connections']} connections for {record['seconds']:.0f} s on the {cpus} cores that also "
-        f"ran the clients: {record['answers']:,} answers by {record['model']}, {sum(record['errors'].values())} errors, "
+        f"Under load, {record['connections']} connections for {record['seconds']:.0f} s, clients on the same {cpus} "
+        f"cores: {record['answers']:,} answers by {record['model']}, {errors} errors, "
         f"{record['answers_per_second']:.0f} a second, median {latency['p50']:.0f} ms, 99th percentile "
         f"{latency['p99']:.0f} ms (`python -m leaf.runtime.load`).\n"
     )

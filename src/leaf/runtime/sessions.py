@@ -46,7 +46,6 @@ class OnnxRuntimeSession:
         # (6 layers, int8). Where anything else wants that core (another process, the rest of a server), all wait for
         # all: with two busy cores, 24 passages took 126 ms so and 82 ms without.
         options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spinning else "0")
-        options.add_session_config_entry("session.force_spinning_stop", "1")  # when the call has returned
         options.log_severity_level = 3  # errors, not advice
         try:
             self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
