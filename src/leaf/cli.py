@@ -936,5 +936,5 @@ def _table(*columns: str) -> Table:
         "held-out",
     }
     for column in columns:
-        table.add_column(column, justify="right" if column in numeric else "left")
+        table.add_column(column, justify="right" if column in numeric else "left", overflow="fold")
     return table
