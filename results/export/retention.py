@@ -29,8 +29,8 @@ per_query: dict[str, list[dict[str, float]]] = {name: [] for name in encoders}
 values: dict[str, dict[str, float]] = {name: {} for name in encoders}
 for dataset in sets:
     for name, encoder in encoders.items():
-        score = evaluate(encoder, dataset, "teacher" if name == "teacher" else "asymmetric", cache)[0]
-        assert score.measure == "nDCG@10"
+        scores = evaluate(encoder, dataset, "teacher" if name == "teacher" else "asymmetric", cache)
+        score = next(each for each in scores if each.measure == "ndcg@10")
         per_query[name].append(dict(score.per_query))
         values[name][dataset.name] = score.value
     cache.forget()
