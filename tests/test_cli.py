@@ -160,7 +160,7 @@ def test_a_hub_that_cannot_be_reached_is_one_line_and_quick(run, recipe, tmp_pat
         (["evaluate", "demo", "--truncate", "64"], ["--set evaluate.truncate"]),
         (["evaluate", "--queries", "/no/such/model", "--data", "/no/such/data"], ["/no/such/data"]),
         (["encode", "/no/such/model", "/no/such/file"], ["no file '/no/such/file'"]),
-        (["verify", "/no/such/student"], ["has no space.json"]),
+        (["verify", "/no/such/student"], ["no folder '/no/such/student'"]),
     ],
 )
 def test_other_mistakes_are_one_line_each(run, arguments, words):

@@ -4,6 +4,7 @@ A folder has its PyTorch weights and its ONNX files, a server has a URL, an inde
 or can be asked for, the space and its canaries, so neither the teacher nor a data set is needed.
 """
 
+import functools
 import importlib.util
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from pathlib import Path
 
 from leaf.encoder import Encoder
 from leaf.errors import LeafError
+from leaf.light import is_light, load_light
 from leaf.loading import load
 from leaf.models import resolve_model
 from leaf.runtime.artifact import FILES, FOLDER
@@ -81,7 +83,9 @@ def _folder(target: str) -> Path:
 
 
 def _forms(target: str, folder: Path, device: str | None) -> dict[str, Callable[[], Encoder]]:
-    if target.endswith(".onnx") or not (Path(resolve_model(target))).is_dir():
+    if target.endswith(".onnx"):
+        return {target: lambda: _load_file(Path(target), folder)}
+    if not Path(resolve_model(target)).is_dir():
         return {target: lambda: load(target, device=device)}
     forms: dict[str, Callable[[], Encoder]] = {}
     if (folder / "modules.json").is_file() and importlib.util.find_spec("torch") is not None:
@@ -89,5 +93,13 @@ def _forms(target: str, folder: Path, device: str | None) -> dict[str, Callable[
     for file in FILES.values():
         path = folder / FOLDER / file
         if path.is_file():
-            forms[str(path)] = lambda path=path: load(path)  # type: ignore[misc]
+            forms[str(path)] = functools.partial(_load_file, path, folder)
     return forms
+
+
+def _load_file(path: Path, folder: Path) -> Encoder:
+    """The encoder of one ONNX file; in a light package, with the teacher for documents, as its space expects."""
+    precision = next((key for key, file in FILES.items() if file == path.name), None)
+    if precision is None or not is_light(folder):
+        return load(path)
+    return load_light(folder, precision=precision)
