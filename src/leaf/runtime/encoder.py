@@ -34,8 +34,8 @@ class OnnxEncoder:
 
     `model` is a student folder, a hub id, `package:NAME/FOLDER`, or an ONNX file made by `leaf export`, with
     `tokenizer.json` beside it or in the folder above. `precision` picks a file of a folder (None: fp32); a file has the
-    one it has. `threads` None takes every core that this process may use. Threads that wait for work keep their
-    cores busy for a moment, which is fastest on a machine with nothing else to do; without `spinning` they sleep,
+    one it has. `threads` None takes every core that this process may use. While a call lasts, threads that
+    wait keep their cores busy, which is fastest on a machine with nothing else to do; without `spinning` they sleep,
     which is better beside other work and in a server. `truncate_dim` keeps the leading dimensions, scaled back to
     length 1 where the space has vectors of length 1. `compute_dtype` bfloat16 needs `backend` "openvino" and a CPU that
     has it; of a student with 3 layers, cosines to float32 stayed above 0.9999.
