@@ -39,7 +39,7 @@ NUM_SAMPLES = 1024
 SPLITS = (1, 2, 4, 8)
 SCALED = (0.1, 0.5, 1.0)
 EXPONENTS = (0.75, 1.0)
-#: A treatment costs time at every query, so it has to take this share off the error.
+#: A treatment costs time at every query, so the error has to fall below this share of what it was.
 WORTH_IT = 0.75
 #: Weights per 4-bit scale, as in the files that Transformers.js users know.
 BLOCK = 32
