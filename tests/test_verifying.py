@@ -108,6 +108,9 @@ def test_a_server_is_asked_for_its_space_and_its_vectors(exported, teacher_folde
     with running(encoder, space=space) as url:
         forms = list(verify(url))
         assert [(form.name, form.space.id, form.verdict.in_space) for form in forms] == [(url, space.id, True)]
+        # Without the errors of each kind, a prompt forgotten on one side would hide behind the other.
+        assert forms[0].space.errors == space.errors
+        assert set(space.errors) == {"query", "document"}
         assert forms[0].verdict.error == pytest.approx(list(verify(str(exported)))[2].verdict.error, abs=1e-5)
         # The same space, another encoder.
         assert outside(verify(url, str(teacher_folder))) == [str(teacher_folder)]
@@ -116,6 +119,11 @@ def test_a_server_is_asked_for_its_space_and_its_vectors(exported, teacher_folde
         code, _, err = run("verify", url)
         assert code == 2
         assert "does not say which space it answers in" in err
+
+
+def test_a_file_that_is_not_there_is_named():
+    with pytest.raises(LeafError, match=r"no file 'none\.onnx'"):
+        list(verify("none.onnx"))
 
 
 def test_an_index_carries_a_space_and_no_model(exported, tmp_path, run):

@@ -481,7 +481,8 @@ def export(
     """Stage 5: students as ONNX files, for queries without torch; asymmetric packages; the hub.
 
     Every file is compared with PyTorch and with the teacher's vectors of held-out texts, and kept only if it holds up.
-    With --asymmetric or --push, a student folder is packaged or published as it stands.
+    Files of precisions that are not asked for are removed. With --asymmetric or --push, a student folder is packaged
+    or published as it stands.
     """
     if light and asymmetric is None:
         raise LeafError("--light goes with --asymmetric DIR")

@@ -53,9 +53,11 @@ def load_for_serving(
 ) -> Encoder:
     """The encoder for a server: ONNX files where `model` has them, else what `load` gives.
 
-    Threads that wait leave their cores to the rest of the machine.
-    `precision` and `threads` are for ONNX files. Raises `LeafError` where they are given and there are none.
+    Threads that wait leave their cores to the rest of the machine. `precision` and `threads` are for ONNX files; a
+    light package chooses its own threads. Raises `LeafError` where they are given and there are no such files.
     """
+    if is_light(model) and threads is None:
+        return load_light(model, device=device, precision=precision or "fp32")
     if not is_light(model) and (model.endswith(".onnx") or has_onnx(model) or precision is not None):
         from leaf.runtime.encoder import OnnxEncoder
 

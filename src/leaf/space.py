@@ -54,18 +54,34 @@ class Space:
         """Writes `canaries.safetensors` and `space.json` into `folder`."""
         with atomic_path(folder / CANARIES_FILE) as temporary:
             temporary.write_bytes(save({"vectors": np.ascontiguousarray(self.vectors, dtype=np.float32)}))
-        write_json(
-            folder / SPACE_FILE,
-            {
-                "id": self.id,
-                "teacher": dict(self.teacher),
-                "dim": self.dim,
-                "normalised": self.normalised,
-                "similarity": self.similarity,
-                "error": self.error,
-                "errors": dict(self.errors),
-                "canaries": [{"text": text, "kind": kind} for text, kind in zip(self.texts, self.kinds, strict=True)],
-            },
+        write_json(folder / SPACE_FILE, self.to_json())
+
+    def to_json(self) -> dict[str, Any]:
+        """All but the vectors, as plain data."""
+        return {
+            "id": self.id,
+            "teacher": dict(self.teacher),
+            "dim": self.dim,
+            "normalised": self.normalised,
+            "similarity": self.similarity,
+            "error": self.error,
+            "errors": dict(self.errors),
+            "canaries": [{"text": text, "kind": kind} for text, kind in zip(self.texts, self.kinds, strict=True)],
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any], vectors: Vectors) -> "Space":
+        """What `to_json` made, with the vectors of the canaries. Raises `KeyError` or `TypeError` for anything else."""
+        return cls(
+            teacher=data["teacher"],
+            dim=data["dim"],
+            normalised=data["normalised"],
+            similarity=data["similarity"],
+            texts=tuple(canary["text"] for canary in data["canaries"]),
+            kinds=tuple(canary["kind"] for canary in data["canaries"]),
+            vectors=vectors,
+            error=data["error"],
+            errors=data.get("errors", {}),
         )
 
     @classmethod
@@ -73,18 +89,7 @@ class Space:
         """The space of a student, index or package. Raises `LeafError` where there is none or it is damaged."""
         try:
             data = json.loads((folder / SPACE_FILE).read_text(encoding="utf-8"))
-            vectors = load_file(folder / CANARIES_FILE)["vectors"]
-            return cls(
-                teacher=data["teacher"],
-                dim=data["dim"],
-                normalised=data["normalised"],
-                similarity=data["similarity"],
-                texts=tuple(canary["text"] for canary in data["canaries"]),
-                kinds=tuple(canary["kind"] for canary in data["canaries"]),
-                vectors=vectors,
-                error=data["error"],
-                errors=data.get("errors", {}),
-            )
+            return cls.from_json(data, load_file(folder / CANARIES_FILE)["vectors"])
         except FileNotFoundError as error:
             raise LeafError(
                 f"{folder} has no {SPACE_FILE} with {CANARIES_FILE}; only what leaf made says which space it lives in"

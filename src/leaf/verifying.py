@@ -15,7 +15,7 @@ from leaf.errors import LeafError
 from leaf.light import is_light, load_light
 from leaf.loading import load
 from leaf.models import resolve_model
-from leaf.runtime.artifact import FILES, FOLDER
+from leaf.runtime.artifact import FILES, FOLDER, find_onnx
 from leaf.space import CANARIES_FILE, SPACE_FILE, Space, Verdict
 from leaf.space import verify as check
 
@@ -69,7 +69,7 @@ def _server(url: str) -> tuple[Space, dict[str, Callable[[], Encoder]]]:
 def _folder(target: str) -> Path:
     """Where the space of `target` lies."""
     if target.endswith(".onnx"):
-        above = Path(target).absolute().parents[:2]
+        above = find_onnx(target, None).absolute().parents[:2]
         return next((each for each in above if (each / SPACE_FILE).is_file()), above[0])
     folder = Path(resolve_model(target))
     if folder.is_dir():

@@ -16,7 +16,7 @@ from sentence_transformers.sentence_transformer.modules import Dense, Normalize,
 from leaf.errors import LeafError
 from leaf.export.asymmetric import asymmetric
 from leaf.light import ASYMMETRIC_FILE, is_light, load_light
-from leaf.loading import load
+from leaf.loading import load, load_for_serving
 from leaf.space import Space, verify
 from leaf.teacher.model import SentenceTransformerEncoder
 from onnx_table import save_graph
@@ -227,6 +227,12 @@ def test_queries_of_a_light_package_with_onnx_files_need_no_torch(light, student
         "sys.exit(bool({'torch', 'transformers', 'sentence_transformers'} & sys.modules.keys()))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_served_light_package_never_encodes_documents_with_the_student(light, teacher_folder):
+    encoder = load_for_serving(str(light.folder), device="cpu")
+    expected = load(teacher_folder, device="cpu").encode_document(["ba be"])
+    np.testing.assert_allclose(encoder.encode_document(["ba be"]), expected, atol=1e-5)
 
 
 def test_what_is_light_and_what_is_not(light, package, student, monkeypatch, tmp_path):

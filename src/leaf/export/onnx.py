@@ -28,6 +28,7 @@ from leaf.export.graph import to_graph
 from leaf.export.layout import write_layout
 from leaf.files import atomic_path, digest, file_digest
 from leaf.progress import progress, say
+from leaf.recipe import Export
 from leaf.run import Stage, read_manifest
 from leaf.runtime.artifact import FILES, FOLDER, FORMAT, KEY, Usage
 from leaf.runtime.encoder import OnnxEncoder
@@ -38,9 +39,9 @@ from leaf.tokens import Tokenizer
 #: Files are made and compared here; then the folder takes its name, so that what has that name is whole.
 BUILDING = ".onnx.tmp"
 #: What `leaf export` writes unless told otherwise.
-PRECISIONS = ("fp32", "fp16", "q8", "q4", "q4f16")
+PRECISIONS = Export().precisions
 #: How much further from the teacher than PyTorch a file may lie on average, in units of the mean vector length, to be
-#: kept. Half the tolerance of the canaries for what is meant to be exact enough for anything; four bits get all of it.
+#: kept: for int8 a fifteenth of a usual student's own distance, for four bits all that the canaries tolerate.
 MAX_ADDED = {"fp32": 1e-4, "fp16": 2e-3, "q8": 0.02, "q8-portable": 0.025, "q4": 0.05, "q4f16": 0.05}
 #: Least cosine of a text alone to the same text in a padded batch: float16 rounds at other places there.
 MIN_BATCH_COSINE = {**dict.fromkeys(FILES, 0.9999), "fp16": 0.998, "q4f16": 0.998}

@@ -62,7 +62,7 @@ class OnnxEncoder:
             raise LeafError(f"threads is {threads}, expected 1 or more (None: every core that this process may use)")
         self.path = find_onnx(model, precision)
         self.tokenizer_path = find_tokenizer(self.path)
-        self.threads = _usable_cores() if threads is None else threads
+        self.threads = usable_cores() if threads is None else threads
         self.backend, self.compute_dtype = backend, compute_dtype
         engine: Callable[[Path, int, ComputeDtype, bool], Session]
         engine = OpenVinoSession if backend == "openvino" else OnnxRuntimeSession
@@ -205,7 +205,8 @@ def _load_tokenizer(path: Path, usage: Usage) -> Any:
     return tokenizer
 
 
-def _usable_cores() -> int:
+def usable_cores() -> int:
+    """Cores that this process may use."""
     # Fewer than the machine has in a container or under taskset. Not every platform can tell.
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 

@@ -92,16 +92,8 @@ class RemoteEncoder:
         if status != 200 or not isinstance(data, dict) or "canaries" not in data:
             return None
         try:
-            space = Space(
-                teacher=data["teacher"],
-                dim=data["dim"],
-                normalised=data["normalised"],
-                similarity=data["similarity"],
-                texts=tuple(canary["text"] for canary in data["canaries"]),
-                kinds=tuple(canary["kind"] for canary in data["canaries"]),
-                vectors=np.stack([_vector(canary["embedding"]) for canary in data["canaries"]]),
-                error=data["error"],
-            )
+            vectors = np.stack([_vector(canary["embedding"]) for canary in data["canaries"]])
+            space = Space.from_json(data, vectors)
         except (KeyError, TypeError, ValueError) as error:
             raise LeafError(f"{self.endpoint.url}/space is not what `leaf serve` answers ({error!r})") from error
         if space.id != data["id"]:

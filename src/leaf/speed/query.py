@@ -20,7 +20,7 @@ from leaf.encoder import Role
 from leaf.errors import LeafError
 from leaf.files import digest
 from leaf.provenance import provenance
-from leaf.runtime.encoder import TOKENS_PER_THREAD
+from leaf.runtime.encoder import TOKENS_PER_THREAD, usable_cores
 from leaf.runtime.speed import ROLES, Plan, check_texts, take_turns
 from leaf.speed.contestants import Contestant, enter, names, open_contestants
 
@@ -68,7 +68,7 @@ def time_models(
     name none. `tokenizer` is the model whose tokenizer `shape:` models get. Each contestant computes on `threads`
     threads; None: one for each core. Raises `LeafError` for a model that cannot be loaded, and for too few texts.
     """
-    plan, threads = plan or Plan(), threads or num_cores()
+    plan, threads = plan or Plan(), threads or usable_cores()
     os.environ["RAYON_NUM_THREADS"] = str(threads)  # the tokenizers', read when the first batch is tokenised
     if "table8" in models:
         at = list(models).index("table8")
@@ -143,11 +143,6 @@ def make_plan(batch_sizes: Sequence[int], rounds: int | None, *, quick: bool) ->
     plan = QUICK if quick else Plan()
     sizes = tuple(sorted(set(batch_sizes))) or plan.batch_sizes
     return replace(plan, batch_sizes=sizes, rounds=rounds or plan.rounds)
-
-
-def num_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _read(file: Path, role: Role) -> list[str]:

@@ -186,19 +186,9 @@ def _add_descriptions(app: FastAPI, served: Served, metrics: Metrics) -> None:
 
 
 def _space_answer(space: Space) -> bytes:
-    canaries = [
-        {"text": text, "kind": kind, "embedding": protocol.to_base64(vector).decode()}
-        for text, kind, vector in zip(space.texts, space.kinds, space.vectors, strict=True)
-    ]
-    answer = {
-        "id": space.id,
-        "teacher": dict(space.teacher),
-        "dim": space.dim,
-        "normalised": space.normalised,
-        "similarity": space.similarity,
-        "error": space.error,
-        "canaries": canaries,
-    }
+    answer = space.to_json()
+    for canary, vector in zip(answer["canaries"], space.vectors, strict=True):
+        canary["embedding"] = protocol.to_base64(vector).decode()
     return to_json(answer)
 
 

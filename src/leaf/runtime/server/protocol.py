@@ -138,6 +138,7 @@ class SpaceAnswer(BaseModel):
     normalised: bool
     similarity: str
     error: float
+    errors: dict[str, float]
     canaries: list[Canary]
 
 
