@@ -30,12 +30,24 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
 
+class About(Section):
+    """What is known of a source before it is read: `leaf plan` counts with it where the source cannot be asked."""
+
+    rows: Annotated[int, Field(gt=0)] | None = None
+    """Rows that it has."""
+    tokens: Annotated[float, Field(gt=0)] | None = None
+    """Mean tokens of a text, special tokens included, cut at 512."""
+    megabytes: Annotated[float, Field(gt=0)] | None = None
+    """What is downloaded to read it."""
+
+
 class TextSource(Section):
     """One `[[texts]]` entry: where training texts come from and how they are asked."""
 
     source: str
-    """`hub:OWNER/NAME` (or `hub:FOLDER`), `installed-docs`, `tokenizer:MODEL`, or files: a path, a glob, a folder of
-    Parquet; .parquet, .jsonl, .csv, .tsv, .txt (one text a line), the text formats also as .gz."""
+    """`hub:OWNER/NAME` (or `hub:FOLDER`), `installed-docs`, `tokenizer:MODEL`, `vectors` (the texts of
+    `teacher.vectors`), or files: a path, a glob, a folder of Parquet; .parquet, .jsonl, .csv, .tsv, .txt (one text a
+    line), the text formats also as .gz."""
     name: str | None = None
     """What the `source` column and the counts call it. Default: made from `source`."""
     kind: Literal["query", "document"] | None = None
@@ -49,17 +61,45 @@ class TextSource(Section):
     where: dict[str, str] = {}
     """Keep only rows whose column equals the value, for example `{language = "en"}`."""
     rows: Annotated[int, Field(gt=0)] | None = None
-    """Take a uniform sample of so many rows (seed: `prepare.seed`). None takes all."""
+    """Take a sample of so many rows (seed: `prepare.seed`). None takes all."""
+    sample: Literal["rows", "files"] = "rows"
+    """Hub: `rows` draws uniformly from all rows, and reads all of them for it. `files` reads the data set's files in a
+    random order until there are enough rows: a part of the download, but whole files are in or out."""
     config: str | None = None
     """Hub: the configuration (subset) of the data set."""
+    configs: tuple[str, ...] = ()
+    """Hub: several configurations, each as an entry of its own with `rows` rows; `name` is followed by its name."""
     split: str = "train"
     """Hub: the split."""
+    splits: tuple[str, ...] = ()
+    """Hub: several splits, likewise."""
     revision: str | None = None
     """Hub: the commit or tag, so that the texts can be had again."""
     packages: tuple[str, ...] = ()
     """installed-docs: import names of the packages to read besides the standard library."""
     licence: str | None = None
     """The licence of the texts, carried into the model card."""
+    commercial: bool | None = None
+    """Whether the licence allows commercial use; `--commercial` leaves out what says no. None: not known."""
+    guard: bool = False
+    """General texts that keep an existing student aligned while it adapts to others (`leaf distill --from`)."""
+    about: About = About()
+    """What is known of the source before it is read, for `leaf plan`."""
+
+    def entries(self) -> "tuple[TextSource, ...]":
+        """Itself, or an entry for every one of `configs` in every one of `splits`."""
+        if not self.configs and not self.splits:
+            return (self,)
+        base = {key: getattr(self, key) for key in self.model_fields_set - {"configs", "splits"}}
+        found = []
+        for config in self.configs or (self.config,):
+            for split in self.splits or (self.split,):
+                name = [config] * bool(self.configs) + [split] * bool(self.splits)
+                own = {"config": config, "split": split}
+                if self.name:
+                    own["name"] = " ".join([self.name, *map(str, name)])
+                found.append(TextSource(**{**base, **own}))
+        return tuple(found)
 
 
 class Prepare(Section):
@@ -84,15 +124,66 @@ class Prepare(Section):
     space, or contains a sentence of one that has eight words or more."""
     leaks: Literal["drop", "refuse"] = "drop"
     """Whether a text that `leak_check` finds is dropped and counted, or stops the run once all are counted."""
+    guard_ratio: Annotated[float, Field(gt=0)] = 1.0
+    """At most so many training texts of sources with `guard` for each of the others; a sample is kept of more."""
     shard_rows: Annotated[int, Field(gt=0)] = 65_536
     """Texts in one shard: the unit of resume for the teacher pass."""
+
+
+class Api(Section):
+    """How a teacher behind an API is asked. Nothing here changes a vector but `url`, `dimensions` and `characters`."""
+
+    url: str | None = None
+    """Root of the API, such as `http://localhost:8000/v1`. Default: the provider's own."""
+    key_variable: str | None = None
+    """Environment variable of the key. Default: the provider's; `""` sends no key. Keys are never written down."""
+    dimensions: Annotated[int, Field(gt=0)] | None = None
+    """Ask for vectors of so many dimensions. None: the model's own."""
+    characters: Annotated[int, Field(gt=0)] | None = None
+    """Cut texts after so many characters before they are sent; what they cost follows. None sends them whole."""
+    price: Annotated[float, Field(ge=0)] | None = None
+    """US dollars for a million tokens. `--max-cost` and the cost that is shown need it."""
+    batch_texts: Annotated[int, Field(gt=0)] | None = None
+    """Texts in one request. Default: the provider's limit, at most 256."""
+    batch_tokens: Annotated[int, Field(gt=0)] | None = None
+    """Tokens in one request, as estimated. Default: within the provider's limit."""
+    at_once: Annotated[int, Field(gt=0)] = 8
+    """Requests in flight: also the most that a crash can lose after it was billed."""
+    requests_per_minute: Annotated[float, Field(gt=0)] | None = None
+    """Send no more than this. None: until the service says stop."""
+    tokens_per_minute: Annotated[float, Field(gt=0)] | None = None
+    """Likewise, in tokens."""
+    timeout: Annotated[float, Field(gt=0)] = 60.0
+    """Seconds for each try."""
+
+
+class OwnedVectors(Section):
+    """Vectors of the teacher that are already there. `teacher.vectors = "dump.parquet"` is short for `source` alone."""
+
+    source: str
+    """Parquet (a file, a glob, a folder) with a text and a vector a row, or `postgresql://HOST/DATABASE` for a table
+    with pgvector. A password is left to `PGPASSWORD` or `~/.pgpass`."""
+    query: str | None = None
+    """PostgreSQL: the SELECT that gives the rows."""
+    text: str = "text"
+    """Column of the texts."""
+    vector: str = "vector"
+    """Column of the vectors: a list of numbers, or pgvector's vector, halfvec."""
+    kind: str | None = None
+    """Column that holds `query` or `document`. None: every text is a document."""
 
 
 class Teacher(Section):
     """The model whose space is kept."""
 
     model: str
-    """A Sentence Transformers model: hub id, folder, or `package:NAME/FOLDER`, a folder inside an installed package."""
+    """A Sentence Transformers model: hub id, folder, or `package:NAME/FOLDER`, a folder inside an installed package.
+    Or an API: `openai:MODEL` (also of any server that speaks OpenAI's protocol, with `api.url`), `voyage:MODEL`,
+    `cohere:MODEL`. Or `vectors:NAME`, a model that cannot be asked: `vectors` are all there is of it."""
+    vectors: OwnedVectors | None = None
+    """Vectors that the teacher has already given. A text that is among them is never encoded again."""
+    api: Api = Api()
+    """How it is asked, where it is an API."""
     name: str | None = None
     """A short name for tables. Default: the last part of `model`."""
     revision: str | None = None
@@ -108,6 +199,11 @@ class Teacher(Section):
     """What the cache stores. float16 holds only where every vector keeps cosine ≥ 0.9999; other shards stay float32."""
     batch_size: Annotated[int, Field(gt=0)] = 32
     """Texts per forward pass."""
+
+    @field_validator("vectors", mode="before")
+    @classmethod
+    def _source_alone(cls, data: Any) -> Any:
+        return {"source": data} if isinstance(data, str) else data
 
 
 class Train(Section):
@@ -170,6 +266,12 @@ class Student(Section):
     """Any Transformers encoder (hub id, folder, `package:…`), or `teacher`: start from the teacher's own weights."""
     revision: str | None = None
     """Hub commit or tag of the backbone."""
+    start: str | None = None
+    """A student of the same teacher to go on from, weights and head; `leaf distill --from` sets it. Then `backbone`,
+    `layers`, `pooling`, `bias` and `ridge_texts` say nothing."""
+    prompts: dict[Literal["query", "document"], str] = {}
+    """Prompts of the student, where its teacher's are not known: behind an API. Default: the teacher's; where its API
+    is told queries from documents in another way, `query: ` for queries."""
     layers: tuple[Annotated[int, Field(ge=0)], ...] | None = None
     """Layers of the backbone to keep, in order. None keeps all; [] is the lookup-table student (no Transformer)."""
     pooling: Literal["mean", "cls"] = "mean"
@@ -285,6 +387,11 @@ class Recipe(Section):
             data = {**data, "students": [data["student"]]}
             del data["student"]
         return data
+
+    @field_validator("texts")
+    @classmethod
+    def _one_entry_each(cls, texts: tuple[TextSource, ...]) -> tuple[TextSource, ...]:
+        return tuple(entry for source in texts for entry in source.entries())
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -430,4 +537,7 @@ def _section_at(location: Sequence[str]) -> type[Section] | None:
         "teacher": Teacher, "student": Student, "students": Student, "texts": TextSource,
         "prepare": Prepare, "train": Train, "evaluate": Evaluate, "export": Export, "sweep": Sweep,
     }  # fmt: skip
-    return sections.get(location[0]) if location else Recipe
+    inside: dict[str, type[Section]] = {"api": Api, "vectors": OwnedVectors, "about": About}
+    if not location:
+        return Recipe
+    return inside.get(location[-1]) or sections.get(location[0])

@@ -1,0 +1,151 @@
+import threading
+import time
+from email.utils import formatdate
+
+import pytest
+
+from leaf.errors import LeafError
+from leaf.service import Again, Budget, OverBudget, Pace, Service, retry_after
+from misbehaving import Misbehaving, Refusal
+
+
+@pytest.fixture(autouse=True)
+def short_waits(monkeypatch):
+    monkeypatch.setattr("leaf.service._grow", lambda state: 0.001)
+
+
+def echo(path, body):
+    return {"path": path, "said": body}
+
+
+def test_every_fault_that_passes_is_asked_through():
+    faults = {"fail": 0.15, "limit": 0.1, "drop": 0.1, "cut": 0.1, "garbage": 0.1}
+    with Misbehaving(echo, **faults, seed=3) as server:
+        service = Service(server.url)
+        answers = [service.post("/x", {"n": n}) for n in range(60)]
+    assert answers == [{"path": "/v1/x", "said": {"n": n}} for n in range(60)]
+    assert set(server.faults) == set(faults)
+    assert len(server.requests) == 60 + len(server.faults)
+
+
+def test_a_stalled_answer_is_a_timeout_and_tried_again():
+    with Misbehaving(echo, stall=0.5, stall_seconds=0.5, seed=1) as server:
+        service = Service(server.url, timeout=0.15)
+        assert [service.post("/x", n)["said"] for n in range(4)] == [0, 1, 2, 3]
+    assert "stall" in server.faults
+
+
+def test_what_the_service_asks_to_wait_is_waited_by_everyone():
+    first = threading.Event()
+
+    def limited_once(path, body):
+        if not first.is_set():
+            first.set()
+            raise Refusal(429, None, {"Retry-After": "0.4"})
+        return "ok"
+
+    with Misbehaving(limited_once) as server:
+        pace = Pace()
+        service = Service(server.url, pace=pace)
+        began = time.monotonic()
+        assert service.post("/x", 1) == "ok"
+        assert time.monotonic() - began >= 0.4
+
+
+@pytest.mark.parametrize(
+    ("headers", "seconds"),
+    [
+        ({}, 0),
+        ({"retry-after": "7"}, 7),
+        ({"retry-after": "1.5"}, 1.5),
+        ({"retry-after-ms": "250", "retry-after": "9"}, 0.25),  # OpenAI sends both, the first is exact
+        ({"retry-after": "soon"}, 0),
+        ({"retry-after": "-3"}, 0),
+    ],
+)
+def test_the_wait_that_headers_ask_for(headers, seconds):
+    assert retry_after(headers) == seconds
+
+
+def test_a_wait_may_be_a_date():
+    assert retry_after({"retry-after": formatdate(time.time() + 30, usegmt=True)}) == pytest.approx(30, abs=1.5)
+
+
+def test_a_refusal_is_an_error_at_once():
+    def refuse(path, body):
+        raise Refusal(400, {"error": {"message": "input 3\nis too long"}})
+
+    with Misbehaving(refuse) as server, pytest.raises(LeafError, match="refused the request with 400: input 3 is too"):
+        Service(server.url).post("/x", 1)
+    assert len(server.requests) == 1
+
+
+def test_an_empty_account_is_not_waited_for():
+    def empty(path, body):
+        raise Refusal(429, {"error": {"message": "no credit", "code": "insufficient_quota"}})
+
+    with Misbehaving(empty) as server, pytest.raises(LeafError, match="look at the account"):
+        Service(server.url).post("/x", 1)
+    assert len(server.requests) == 1
+
+
+def test_it_gives_up_after_so_many_tries_and_says_why():
+    with Misbehaving(echo, fail=1.0) as server, pytest.raises(LeafError, match="failed 4 times, last with: 500"):
+        Service(server.url, attempts=4).post("/x", 1)
+    assert len(server.requests) == 4
+
+
+def test_an_answer_that_does_not_fit_is_asked_for_again():
+    seen = []
+
+    def check(answer):
+        seen.append(answer)
+        if len(seen) < 3:
+            raise Again("not yet")
+
+    with Misbehaving(echo) as server:
+        Service(server.url).post("/x", 1, check=check)
+    assert len(server.requests) == 3
+
+
+def test_the_key_comes_from_the_environment_alone(monkeypatch):
+    monkeypatch.delenv("SOME_KEY", raising=False)
+    with pytest.raises(LeafError, match="put it into the environment variable SOME_KEY"):
+        Service("http://127.0.0.1:1", key_variable="SOME_KEY")
+    monkeypatch.setenv("SOME_KEY", " sesame\n")
+    with Misbehaving(echo) as server:
+        Service(server.url, key_variable="SOME_KEY").post("/x", 1)
+    assert server.headers[0]["Authorization"] == "Bearer sesame"
+
+
+@pytest.mark.parametrize("url", ["api.openai.com", "ftp://host/v1", "https://me:secret@host/v1", "https://host?key=1"])
+def test_a_url_that_is_none_or_carries_a_key_is_refused(url):
+    with pytest.raises(LeafError) as caught:
+        Service(url)
+    assert "secret" not in str(caught.value)
+
+
+def test_requests_are_spread_over_the_minute():
+    pace = Pace(requests_per_minute=1200)  # one every 50 ms
+    began = time.monotonic()
+    for _ in range(5):
+        pace.wait()
+    assert time.monotonic() - began >= 4 * 0.05
+
+
+def test_tokens_are_spread_over_the_minute():
+    pace = Pace(tokens_per_minute=60_000)  # 1,000 a second
+    began = time.monotonic()
+    for tokens in (100, 100, 1):
+        pace.wait(tokens)
+    assert 0.2 <= time.monotonic() - began < 1
+
+
+def test_a_budget_refuses_what_could_pass_it_and_counts_what_was_paid():
+    budget = Budget(1.0, spent=0.2)
+    budget.reserve(0.5)
+    with pytest.raises(OverBudget, match=r"past \$1.00 \(\$0.2000 spent\)"):
+        budget.reserve(0.4)
+    budget.settle(0.5, 0.3)
+    budget.reserve(0.5)  # 0.2 + 0.3 + 0.5 = 1.0
+    assert budget.spent == pytest.approx(0.5)
