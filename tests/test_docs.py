@@ -37,6 +37,7 @@ TABLES = {
     "prepare": recipe.Prepare,
     "train": recipe.Train,
     "evaluate": recipe.Evaluate,
+    "export": recipe.Export,
     "sweep": recipe.Sweep,
 }
 
@@ -77,7 +78,7 @@ def wrong_commands(text):
     for command in code(text) + re.findall(r"^ *(?:\$ )?(leaf [a-z].*)$", text, flags=re.MULTILINE):
         if not command.startswith("leaf "):
             continue
-        verb = command.split()[1]
+        verb = next((two for two in [" ".join(command.split()[1:3])] if two in verbs), command.split()[1])
         options = {option for each in verbs[verb].params for option in each.opts} if verb in verbs else set()
         if verb not in verbs or not options | {"--help"} >= set(re.findall(r"--[a-z0-9-]+", command)):
             yield command
@@ -116,14 +117,15 @@ def reference():
         '`name` names the run folder, `description` is for `leaf recipes`, and `extends = "leaf-ir"` starts from',
         "another recipe, by name or by path: tables are merged field by field, lists are replaced.",
     ]
-    headings = {"[teacher]": recipe.Teacher, "[student], or each of [[students]]": recipe.Student,
-                "[[texts]]": recipe.TextSource, "[prepare]": recipe.Prepare, "[train]": recipe.Train,
-                "[evaluate]": recipe.Evaluate, "[sweep]": recipe.Sweep}  # fmt: skip
+    headings = {"[teacher]": recipe.Teacher, "[teacher.api]": recipe.Api, "[teacher.vectors]": recipe.OwnedVectors,
+                "[student], or each of [[students]]": recipe.Student, "[[texts]]": recipe.TextSource,
+                "[texts.about]": recipe.About, "[prepare]": recipe.Prepare, "[train]": recipe.Train,
+                "[evaluate]": recipe.Evaluate, "[export]": recipe.Export, "[sweep]": recipe.Sweep}  # fmt: skip
     for heading, section in headings.items():
         page += ["", f"## `{heading}`", "", f"{section.__doc__}", "", "| field | default | |", "|---|---|---|"]
         for name, field in section.model_fields.items():
-            default = "required" if field.is_required() else f"`{json.dumps(field.default)}`"
-            default = "" if default == "`null`" else default
+            nested = field.default is None or isinstance(field.default, recipe.Section)
+            default = "required" if field.is_required() else "" if nested else f"`{json.dumps(field.default)}`"
             page.append(f"| `{name}` | {default} | {' '.join(field.description.split()).replace('|', '&#124;')} |")
     return "\n".join(page) + "\n"
 
@@ -133,7 +135,7 @@ def test_the_recipe_reference_is_that_of_the_code():
 
 
 def test_every_field_of_a_recipe_says_what_it_is():
-    for section in (*TABLES.values(), recipe.TextSource):
+    for section in (*TABLES.values(), recipe.TextSource, recipe.Api, recipe.OwnedVectors, recipe.About):
         assert all(field.description for field in section.model_fields.values()), section
 
 
@@ -202,7 +204,7 @@ def test_what_does_not_exist_is_found(tmp_path):
     commands = "`leaf fly` `leaf texts demo` `leaf texts --wings`\n    leaf crawl demo\n"
     assert list(wrong_commands(commands)) == ["leaf fly", "leaf texts --wings", "leaf crawl demo"]
     assert list(wrong_settings("`train.lr` `train.rate`")) == ["train.rate"]
-    tree = "```\nsrc/leaf/\n  cli.py       the command line\n  student/\n    loss.py\n    gain.py\n```"
+    tree = "```\nsrc/leaf/\n  cli/         the command line\n  student/\n    loss.py\n    gain.py\n```"
     assert list(wrong_tree(tree)) == ["src/leaf/student/gain.py"]
 
 

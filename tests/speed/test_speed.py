@@ -223,4 +223,4 @@ def test_an_option_of_the_other_timing_is_refused(monkeypatch, capsys, what, opt
 def test_nothing_but_the_command_line_imports_what_times():
     source = Path(leaf.__file__).parent
     others = [path for path in source.rglob("*.py") if path.parent != source / "speed"]
-    assert [path.name for path in others if "leaf.speed" in path.read_text(encoding="utf-8")] == ["cli.py"]
+    assert [path.name for path in others if "leaf.speed" in path.read_text(encoding="utf-8")] == ["using.py"]
