@@ -1,0 +1,483 @@
+"""A recipe, stage by stage: `leaf distill` and the verbs it is made of."""
+
+import json
+from collections.abc import Callable, Sequence
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from leaf.cli.common import (
+    Changes,
+    Run,
+    Spending,
+    Training,
+    numbers,
+    open_pipeline,
+    open_recipe,
+    print_json,
+    stdout,
+    table_of,
+    verb,
+)
+from leaf.errors import LeafError
+
+if TYPE_CHECKING:
+    from leaf.compression import Precision
+    from leaf.evaluation.alignment import Alignment
+    from leaf.evaluation.records import Score
+    from leaf.evaluation.suite import Measured
+    from leaf.pipeline import Pipeline
+
+NOTE = (
+    "Scores in points of 100; % kept: of the teacher's score, with its 95 % paired bootstrap interval. Not resolved: "
+    "the interval of the difference covers 0, so these queries cannot tell it from none."
+)
+
+
+class Dtype(StrEnum):
+    """What encoders compute in."""
+
+    auto = "auto"
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+
+
+@verb(Run, Training, Spending)
+def distill(options: Any) -> None:
+    """Every stage: texts, teacher vectors, students, scores, report. Run again, it goes on where it stopped."""
+    _train(options, lambda pipeline: pipeline.distill(), _print_report)
+
+
+@verb(Run)
+def texts(options: Any) -> None:
+    """Stage 1: read the sources, reject, deduplicate, hold out, write shards. Prints the counts per source.
+
+    With `prepare.leak_check`, texts that are in a benchmark are dropped or refused: the last line says how many.
+    """
+    _run(options, lambda pipeline: pipeline.texts(), _print_texts)
+
+
+@verb(Run, Spending)
+def embed(options: Any) -> None:
+    """Stage 2: encode every text with the teacher, once; resumes by shard."""
+    _run(options, lambda pipeline: pipeline.embed(), _print_vectors)
+
+
+@verb(Run, Training)
+def train(options: Any) -> None:
+    """Stage 3: train every student of the recipe on the cached vectors; resumes exactly.
+
+    On several GPUs: `torchrun --nproc-per-node N -m leaf train RECIPE`.
+    """
+    _train(options, lambda pipeline: pipeline.train(), _print_students)
+
+
+@verb(Run, Training)
+def sweep(options: Any) -> None:
+    """Every stage for each point of the recipe's grid (`[sweep]`), over one set of teacher vectors.
+
+    Writes sweep.json, sweep.md and figures. The grid may grow later: finished points stay.
+    """
+    _train(options, lambda pipeline: pipeline.sweep(), _print_sweep)
+
+
+class Evaluation:
+    """What is scored, and on what."""
+
+    recipe: Annotated[str | None, typer.Argument(metavar="RECIPE", help="Score the students of this recipe's run.")] = (
+        None
+    )
+    queries: Annotated[
+        list[str] | None,
+        typer.Option("--queries", metavar="MODEL", help="Encoder of the queries (a student); repeatable."),
+    ] = None
+    documents: Annotated[
+        str | None,
+        typer.Option("--documents", metavar="MODEL", help="Encoder of the documents (the teacher)."),
+    ] = None
+    data: Annotated[
+        list[Path] | None,
+        typer.Option("--data", metavar="PATH", help="BEIR folder, .tsv[.gz] set, or a folder of these; repeatable."),
+    ] = None
+    benchmark: Annotated[
+        list[str] | None,
+        typer.Option("--benchmark", metavar="NAME", help='Public benchmark or task, e.g. "NanoBEIR"; repeatable.'),
+    ] = None
+    mirror: Annotated[
+        Path | None, typer.Option("--mirror", metavar="DIR", help="Local copies of benchmark data, before the hub.")
+    ] = None
+    truncate: Annotated[
+        str | None, typer.Option("--truncate", metavar="DIMS", help="Also in fewer dimensions: 256,128,64.")
+    ] = None
+    precision: Annotated[
+        str | None, typer.Option("--precision", metavar="TYPES", help="Also rounded: int8,int8xbinary,binary.")
+    ] = None
+    alignment: Annotated[
+        bool, typer.Option("--alignment", help="Compare with the teacher on --data without judgements.")
+    ] = False
+    query_texts: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--query-texts", metavar="FILE", help="With --alignment: a file of queries, one a line; repeatable."
+        ),
+    ] = None
+    document_texts: Annotated[
+        list[Path] | None,
+        typer.Option("--document-texts", metavar="FILE", help="With --alignment: a file of documents; repeatable."),
+    ] = None
+    mteb: Annotated[bool, typer.Option("--mteb", help="Score --data as mteb tasks; its results go to OUT/mteb.")] = (
+        False
+    )
+    bm25: Annotated[bool, typer.Option("--bm25", help="Also score BM25 on the retrieval sets.")] = False
+    cache: Annotated[
+        Path | None,
+        typer.Option("--cache", envvar="LEAF_CACHE", help="Where vectors are kept. Default: ~/.cache/leaf."),
+    ] = None
+    dtype: Annotated[
+        Dtype, typer.Option("--dtype", help="auto: bfloat16 where the hardware has it and vectors hardly move.")
+    ] = Dtype.auto
+
+
+@verb(Evaluation, Changes, Spending)
+def evaluate(options: Any) -> None:
+    """Stage 4, or any encoders on any sets: what a student keeps of its teacher, with intervals.
+
+    With one --queries alone: that model on both sides. With --documents too: the document encoder alone (teacher), each
+    query encoder alone (standard), and queries by one against documents by the other (asymmetric). --alignment compares
+    them on texts that nobody has judged: a BEIR folder without judgements, or a file of texts with a column kind.
+    """
+    if options.recipe is None:
+        _evaluate_models(options)
+        return
+    if options.queries or options.documents or options.data or options.benchmark or options.alignment:
+        raise LeafError("give either a RECIPE or --queries and --data, not both")
+    if options.mirror or options.truncate or options.precision or options.bm25 or options.mteb:
+        raise LeafError("with a RECIPE these are its settings: --set evaluate.truncate=[256,128] and the like")
+    with open_pipeline(options, max_cost=options.max_cost) as pipeline:
+        pipeline.evaluate()
+    from leaf.evaluation import records
+
+    _print_scores(records.read(pipeline.run.folder / "scores"), options.as_json)
+
+
+def _evaluate_models(options: Any) -> None:
+    texts = options.query_texts or options.document_texts
+    if not options.queries or not (options.data or options.benchmark or texts):
+        raise LeafError("say what to evaluate: a RECIPE, or --queries MODEL and --data PATH (or --benchmark NAME)")
+    if texts and not options.alignment:
+        raise LeafError("--query-texts and --document-texts have no judgements to score: they go with --alignment")
+    from leaf import scoring
+    from leaf.evaluation.suite import Suite
+
+    models = scoring.Models(options.queries, options.documents, options.dtype.value, options.device)
+    data = options.data or []
+    if options.alignment:
+        found = scoring.compare_on_texts(models, data, options.query_texts or [], options.document_texts or [])
+        _print_alignments(found, options.out, options.as_json)
+        return
+    suite = Suite(
+        benchmarks=options.benchmark or [],
+        mirror=options.mirror,
+        mteb=options.mteb,
+        bm25=options.bm25,
+        truncate=numbers(options.truncate, "--truncate"),
+        precisions=_precisions(options.precision),
+    )
+    measured = scoring.score(models, data, suite, options.cache or scoring.user_cache(), options.out)
+    _print_measured(measured, options.as_json)
+
+
+class Exporting:
+    """What is written, and where to."""
+
+    target: Annotated[str, typer.Argument(metavar="TARGET", help="A student folder, or the RECIPE of a run.")]
+    precision: Annotated[
+        str | None,
+        typer.Option(
+            "--precision", metavar="TYPES", help="Some of fp32,fp16,q8,q8-portable,q4,q4f16. Default: the recipe's."
+        ),
+    ] = None
+    calibrate: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--calibrate", metavar="FILE", help="Texts like yours, one a line, for the ranges of q8; repeatable."
+        ),
+    ] = None
+    asymmetric: Annotated[
+        Path | None,
+        typer.Option("--asymmetric", metavar="DIR", help="Write student and teacher as one folder that routes."),
+    ] = None
+    light: Annotated[bool, typer.Option("--light", help="With --asymmetric: name the teacher, do not copy it.")] = False
+    push: Annotated[str | None, typer.Option("--push", metavar="OWNER/NAME", help="Upload to the hub.")] = None
+    dry_run: Annotated[
+        Path | None, typer.Option("--dry-run", metavar="DIR", help="With --push: write what would be uploaded to DIR.")
+    ] = None
+    private: Annotated[bool, typer.Option("--private", help="With --push: a private repository.")] = False
+    branch: Annotated[str | None, typer.Option("--branch", help="With --push: not to the main branch.")] = None
+
+
+@verb(Exporting, Changes)
+def export(options: Any) -> None:
+    """Stage 5: students as ONNX files, for queries without torch; asymmetric packages; the hub.
+
+    Every file is compared with PyTorch and with the teacher's vectors of held-out texts, and kept only if it holds up.
+    Files of precisions that are not asked for are removed. With --asymmetric or --push, a student folder is packaged
+    or published as it stands.
+    """
+    _check_export(options)
+    folder = Path(options.target)
+    if not (folder / "modules.json").is_file():
+        options.recipe = options.target
+        if options.precision:
+            types = json.dumps(_precisions_of_weights(options.precision))
+            options.settings = [*(options.settings or []), f"export.precisions={types}"]
+        with open_pipeline(options) as pipeline:
+            manifests = pipeline.export()
+    elif options.asymmetric is not None:
+        from leaf.export.asymmetric import asymmetric as pack
+
+        device = options.device or "cpu"
+        package = pack(folder, options.asymmetric, teacher=options.teacher, light=options.light, device=device)
+        stdout.print(
+            f"{package.folder}  queries: {folder.name} (cosine ≥ {package.query_cosine:.6f} after loading), documents: "
+            f"{package.teacher}" + ("" if package.document_cosine is None else f" (≥ {package.document_cosine:.6f})"),
+            soft_wrap=True,
+        )
+        return
+    elif options.push is not None:
+        from leaf.export.publish import publish
+
+        upload = publish(folder, options.push, private=options.private, branch=options.branch, dry_run=options.dry_run)
+        stdout.print(f"{upload.url or upload.folder}  {len(upload.files)} files", soft_wrap=True)
+        return
+    else:
+        from leaf.export.onnx import PRECISIONS, export_student, read_calibration
+
+        precisions = _precisions_of_weights(options.precision) if options.precision else PRECISIONS
+        calibration = read_calibration(options.calibrate or [])
+        manifests = {folder.name: export_student(folder, precisions, calibration=calibration)}
+    if options.as_json:
+        print_json(manifests)
+    else:
+        _print_exported(manifests)
+
+
+def _check_export(options: Any) -> None:
+    """Options that do not go together are said before anything is read."""
+    asymmetric, push = options.asymmetric, options.push
+    if options.light and asymmetric is None:
+        raise LeafError("--light goes with --asymmetric DIR")
+    if (options.dry_run or options.private or options.branch) and push is None:
+        raise LeafError("--dry-run, --private and --branch go with --push OWNER/NAME")
+    if asymmetric is not None and push is not None:
+        raise LeafError(f"--push uploads TARGET; write {asymmetric} first and then `leaf export {asymmetric} --push`")
+    if not (Path(options.target) / "modules.json").is_file() and (options.calibrate or asymmetric or push):
+        raise LeafError(f"'{options.target}' is no student folder, which --calibrate, --asymmetric and --push are for")
+
+
+@verb(Run)
+def report(options: Any) -> None:
+    """Stage 6: write report.md, report.html, report.json, figures and model cards from the run's records."""
+    _run(options, lambda pipeline: pipeline.report(), _print_report)
+
+
+class Planning:
+    """How a recipe is looked at before it is run."""
+
+    probe: Annotated[bool, typer.Option("--probe", help="Try the recipe on a sample of its texts.")] = False
+    probe_texts: Annotated[int | None, typer.Option("--probe-texts", min=1, help="Texts of that sample.")] = None
+
+
+@verb(Run, Planning)
+def plan(options: Any) -> None:
+    """Before anyone pays for it: what a recipe can be expected to reach, from a minute or two on a sample of its texts.
+
+    Says what its students cannot reach, what tokenizers cut, which queries training lacks, and the error and retention
+    to expect. Writes preflight.json into the run folder, and nothing else.
+    """
+    if not options.probe:
+        raise LeafError("leaf plan: only --probe is there yet; add it")
+    from leaf.preflight import NUM_TEXTS, print_page
+    from leaf.preflight import probe as try_out
+
+    num_texts = options.probe_texts or NUM_TEXTS
+    record = try_out(open_recipe(options), options.out, device=options.device, num_texts=num_texts)
+    if options.as_json:
+        print_json(record)
+    else:
+        print_page(record, stdout)
+
+
+def _run(options: Any, stage: "Callable[[Pipeline], Any]", show: Callable[[Any], None], **more: Any) -> None:
+    """Runs one stage and shows what it returned; of several processes, only the main one does."""
+    if getattr(options, "max_cost", None) is not None:
+        more["max_cost"] = options.max_cost
+    with open_pipeline(options, **more) as pipeline:
+        result = stage(pipeline)
+        if not pipeline.world.is_main:
+            return
+    if options.as_json:
+        print_json(result)
+    else:
+        show(result)
+
+
+def _train(options: Any, stage: "Callable[[Pipeline], Any]", show: Callable[[Any], None]) -> None:
+    from leaf.student.step import Engine
+
+    engine = Engine(
+        compile=not (options.no_compile or options.eager),
+        graphs=not options.eager,
+        deterministic=options.deterministic,
+    )
+    _run(options, stage, show, engine=engine, profile=options.profile, texts_from=options.texts_from)
+
+
+def _print_report(report: dict[str, Any]) -> None:
+    from leaf.report import print_summary
+
+    print_summary(report, stdout)
+
+
+def _print_texts(manifest: dict[str, Any]) -> None:
+    table = table_of("source", "read", "kept", "held-out", "rejected", numeric="read,kept,held-out")
+    for name, counts in manifest["sources"].items():
+        reasons = ", ".join(f"{reason} {count:,}" for reason, count in counts["rejected"].items() if count)
+        table.add_row(name, f"{counts['read']:,}", f"{counts['kept']:,}", f"{counts['held_out']:,}", reasons or "none")
+    stdout.print(table)
+    if leaks := manifest.get("leaks"):
+        found = {name: each["equal"] + each["contains"] for name, each in leaks["benchmarks"].items()}
+        where = ", ".join(f"{name} {count:,}" for name, count in found.items() if count)
+        stdout.print(
+            f"leak check: {leaks['texts']:,} texts dropped that are in a benchmark{f' ({where})' if where else ''}; "
+            f"{len(found)} checked",
+            soft_wrap=True,
+        )
+
+
+def _print_vectors(manifest: dict[str, Any]) -> None:
+    stored = " and ".join(sorted({part["dtype"] for part in manifest["parts"]}))
+    unit = "unit length" if manifest["normalised"] else "not normalised"
+    stdout.print(f"{manifest['rows']:,} vectors, {manifest['dim']} dimensions, {stored}, {unit}")
+
+
+def _print_students(manifests: dict[str, dict[str, Any]]) -> None:
+    table = table_of(
+        "student",
+        "layers",
+        "parameters",
+        "held-out ε",
+        "best epoch",
+        "seconds",
+        numeric="layers,parameters,held-out ε,seconds",
+    )
+    for name, each in manifests.items():
+        table.add_row(
+            name,
+            str(each["layers"]),
+            f"{each['parameters'] / 1e6:.1f}M",
+            f"{each['error']:.4f}",
+            f"{each['best_epoch']} of {each['epochs']}",
+            f"{each['seconds']:.0f}",
+        )
+    stdout.print(table)
+
+
+def _print_sweep(record: dict[str, Any]) -> None:
+    from leaf.report.sweep import print_sweep
+
+    print_sweep(record, stdout)
+
+
+def _precisions(text: str | None) -> "list[Precision]":
+    from leaf.compression import PRECISIONS
+
+    wanted = text.split(",") if text else []
+    if odd := [each for each in wanted if each not in PRECISIONS]:
+        raise LeafError(f"--precision '{odd[0]}' is unknown, expected some of {','.join(PRECISIONS)}")
+    return [each for each in PRECISIONS if each in wanted and each != "float32"]
+
+
+def _print_measured(measured: "Measured", as_json: bool) -> None:
+    """Scores, then curves, then what could not be measured."""
+    _print_scores(measured.scores, as_json)
+    if as_json:
+        return
+    if measured.curves is not None:
+        from leaf.report.curves import curves_table
+        from leaf.report.summary import print_table
+
+        for student in measured.curves.students:
+            stdout.print(f"\n{student}, in fewer dimensions and bits: nDCG@10, mean over sets", style="bold")
+            print_table(curves_table(measured.curves, student), stdout)
+    if measured.not_measured:  # each has said why when it came to it
+        stdout.print(f"Not measured: {', '.join(measured.not_measured)}", soft_wrap=True)
+
+
+def _print_alignments(found: "Sequence[Alignment]", out: Path | None, as_json: bool) -> None:
+    from dataclasses import asdict
+
+    alignments = [asdict(each) for each in found]
+    if out is not None:
+        from leaf.files import write_json
+
+        write_json(out / "alignment.json", alignments)
+    if as_json:
+        print_json(alignments)
+        return
+    from leaf.report.alignment import print_alignment
+
+    for alignment in alignments:
+        print_alignment(alignment, stdout)
+
+
+def _print_scores(scores: "Sequence[Score]", as_json: bool) -> None:
+    """A table for each student beside its teacher, or one for an encoder alone."""
+    if as_json:
+        from dataclasses import asdict
+
+        from leaf.evaluation.records import EVIDENCE
+
+        print_json([{key: value for key, value in asdict(each).items() if key not in EVIDENCE} for each in scores])
+        return
+    from leaf.evaluation.compare import compare, means
+    from leaf.report.scores import lone_table, student_table
+    from leaf.report.summary import print_table
+
+    names = dict.fromkeys(each.encoder for each in scores if each.mode in ("standard", "asymmetric"))
+    teachers = any(each.mode == "teacher" for each in scores)
+    for position, name in enumerate(names):
+        if position:
+            stdout.print()
+        if teachers or len(names) > 1:
+            stdout.print(f"{name}, beside its teacher" if teachers else name, style="bold")
+        own = [each for each in scores if each.encoder == name or each.mode == "bm25"]
+        rows = student_table(compare(scores, name), means(scores, name)) if teachers else lone_table(own)
+        print_table(rows, stdout)
+    if teachers:
+        stdout.print(NOTE, style="dim", soft_wrap=True)
+
+
+def _print_exported(manifests: dict[str, dict[str, Any]]) -> None:
+    columns = ("student", "file", "MB", "ε", "added", "least cosine")
+    table = table_of(*columns, numeric="MB,ε,added,least cosine")
+    for name, manifest in manifests.items():
+        table.add_row(name, "PyTorch", "", f"{manifest['student_error']:.4f}")
+        for each in manifest["files"].values():
+            shown = f"{each['bytes'] / 1e6:.1f}", f"{each['error']:.4f}", f"{each['added_error']:+.4f}"
+            table.add_row("", each["file"], *shown, f"{each['min_cosine']:.5f}")
+    stdout.print(table)
+    for name, manifest in manifests.items():
+        where = f"{manifest['num_texts']:,} {manifest['texts']}" + (" texts" if manifest["texts"] == "held-out" else "")
+        stdout.print(f"{name}: mean distance to the teacher's vectors of {where}", style="dim", soft_wrap=True)
+
+
+def _precisions_of_weights(text: str) -> list[str]:
+    from leaf.runtime.artifact import FILES
+
+    wanted = text.split(",")
+    if odd := [each for each in wanted if each not in FILES]:
+        raise LeafError(f"--precision '{odd[0]}' is unknown, expected some of {','.join(FILES)}")
+    return wanted
