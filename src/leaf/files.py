@@ -29,6 +29,13 @@ def atomic_path(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def user_cache() -> Path:
+    """What is kept between runs: the folder in the environment variable LEAF_CACHE, or `leaf` in the user's cache."""
+    if folder := os.environ.get("LEAF_CACHE"):
+        return Path(folder)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "leaf"
+
+
 def write_text(path: Path, text: str) -> None:
     """Writes `text` as UTF-8, atomically."""
     with atomic_path(path) as temporary:

@@ -19,15 +19,17 @@ from typing import Any, Self
 import numpy as np
 import torch
 
-from leaf.encoder import Encoder
+from leaf.encoder import Encoder, Role
 from leaf.errors import LeafError
-from leaf.evaluation import datasets
+from leaf.evaluation import datasets, records
+from leaf.evaluation.adaptation import BEFORE, error_changes, score_changes
 from leaf.evaluation.alignment import alignment_of
 from leaf.evaluation.leak_sets import leak_sets
 from leaf.evaluation.suite import Kept, Suite, measure_margins, use_bfloat16_where_exact
 from leaf.evaluation.suite import run as measure
 from leaf.evaluation.vectors import VectorCache
 from leaf.files import write_json
+from leaf.light import check_teacher
 from leaf.loading import load
 from leaf.progress import console, say
 from leaf.provenance import provenance
@@ -35,7 +37,7 @@ from leaf.recipe import Recipe
 from leaf.recipe import Student as StudentSettings
 from leaf.run import Run, Stage, difference, read_manifest
 from leaf.runtime.speed import query_latency
-from leaf.space import NUM_CANARIES, Space, saved_with
+from leaf.space import NUM_CANARIES, Space, encode_canaries, saved_with
 from leaf.student.ablation import AddedLoss
 from leaf.student.data import Examples, build_examples, choose_rows
 from leaf.student.distributed import World, join
@@ -45,9 +47,10 @@ from leaf.student.step import Engine
 from leaf.student.train import FAST, start_head, train
 from leaf.sweep import borrow, expand, regrid
 from leaf.teacher.embed import cache_folder, cache_key, embed
-from leaf.teacher.model import SentenceTransformerEncoder
+from leaf.teacher.model import SentenceTransformerEncoder, folder_digest
+from leaf.teacher.opening import Teacher, open_teacher
 from leaf.texts.prepare import prepare
-from leaf.texts.shards import Shard, read_shard
+from leaf.texts.shards import Shard, read_shard, read_sources
 from leaf.texts.sources import identity as source_identity
 from leaf.vector_files import read_vectors
 
@@ -90,12 +93,13 @@ class Pipeline:
         engine: Engine = FAST,
         profile: bool = False,
         texts_from: str | Path | None = None,
+        max_cost: float | None = None,
     ) -> None:
         self.written, self.recipe = recipe, expand(recipe)  # the folder keeps the one that a person wrote
         self.texts_from = Path(texts_from) if texts_from is not None else None
         self.run = Run(Path(out) if out is not None else Path("runs") / recipe.name)
         self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        self.engine, self.profile = engine, profile
+        self.engine, self.profile, self.max_cost = engine, profile, max_cost
         self.world = World()
 
     @contextmanager
@@ -216,6 +220,9 @@ class Pipeline:
         encoders: dict[str, Encoder] = {
             name: load(self.run.folder / name, device=self.device, name=name) for name in students
         }
+        started = {each.name: each.start for each in self.recipe.students if each.start is not None}
+        for name, start in started.items():
+            encoders[name + BEFORE] = load(start, device=self.device, name=name + BEFORE)
         held_out = self._held_out()
         if self.recipe.teacher.compute_dtype == "auto":
             use_bfloat16_where_exact(list(encoders.values()), held_out.texts)
@@ -230,9 +237,10 @@ class Pipeline:
         )
         cache = VectorCache(self.run.folder / "embeddings" / "evaluation")
         measured = measure(self.teacher, encoders, loaded, suite, cache, stage.folder)
-        self._align(encoders, held_out, stage.folder)
+        self._align({name: encoders[name] for name in students}, held_out, stage.folder)
+        self._adaptations({name: (encoders[name + BEFORE], encoders[name]) for name in started}, stage.folder)
         self._margin(loaded, cache, stage.folder)
-        self._time_queries(encoders)
+        self._time_queries({name: encoders[name] for name in students})
         return stage.close(
             datasets=list(dict.fromkeys(score.dataset for score in measured.scores)),
             num_scores=len(measured.scores),
@@ -278,21 +286,16 @@ class Pipeline:
         return write_report(self.run.folder, self.recipe)
 
     @functools.cached_property
-    def teacher(self) -> SentenceTransformerEncoder:
-        """The teacher, loaded when first needed."""
-        settings = self.recipe.teacher
-        teacher = SentenceTransformerEncoder(
-            settings.model,
-            name=settings.name,
-            revision=settings.revision,
-            prompts=settings.prompts,
-            max_length=settings.max_length,
-            compute_dtype="bfloat16" if settings.compute_dtype == "bfloat16" else "float32",
+    def teacher(self) -> Teacher:
+        """The teacher, opened when first needed."""
+        return open_teacher(
+            self.recipe.teacher,
             device=self.device,
+            embeddings=self.run.folder / "embeddings",
+            sample=lambda: self._held_out().texts[:NUM_CANARIES],
+            run=str(self.run.folder.resolve()),
+            max_cost=self.max_cost,
         )
-        if settings.compute_dtype == "auto":
-            teacher.use_bfloat16_where_exact(self._held_out().texts[:NUM_CANARIES])
-        return teacher
 
     @functools.cached_property
     def _cache_key(self) -> dict[str, Any]:
@@ -332,15 +335,18 @@ class Pipeline:
             {
                 "embeddings": embeddings["fingerprint"],
                 "student": settings.model_dump(mode="json", exclude={"train"}),
+                **({"start": folder_digest(Path(settings.start))} if settings.start else {}),
                 "train": train_settings.model_dump(mode="json", exclude=NOT_IN_FINGERPRINT),
             },
         )
         if (manifest := stage.manifest) is not None:
             return manifest
+        if settings.start is not None:
+            self._check_start(settings.start)
         student = build_student(
             settings,
             self.teacher.folder,
-            self.teacher.prompts,
+            self._student_prompts(settings),
             embeddings["dim"],
             normalise=embeddings["normalised"],
             max_length=self.teacher.max_length,
@@ -349,6 +355,8 @@ class Pipeline:
         )
         added = None
         if train_settings.loss != "leaf":
+            if not isinstance(self.teacher, SentenceTransformerEncoder):
+                raise LeafError(f"train.loss = '{train_settings.loss}' needs the teacher's inside; use 'leaf'")
             added = AddedLoss(train_settings.loss, student, self.teacher.model, train_settings.seed)
         rows = choose_rows(
             self.run.folder / "texts", texts["shards"], train_settings.kinds, train_settings.limit, train_settings.seed
@@ -363,7 +371,8 @@ class Pipeline:
             self.world.wait()
         checkpoints = self._checkpoints(stage)
         resumes = (checkpoints / "resume.pt").exists()  # then the head comes with the other weights
-        start_head(student, examples, 0 if resumes else settings.ridge_texts, self.device, rows)
+        if settings.start is None:
+            start_head(student, examples, 0 if resumes else settings.ridge_texts, self.device, rows)
 
         def keep(epoch: int) -> None:
             if train_settings.keep_checkpoints:
@@ -411,6 +420,20 @@ class Pipeline:
             num_tokens=int(lengths.sum(dtype=np.int64)),
             seconds=round(outcome.seconds, 1),
         )
+
+    def _student_prompts(self, settings: StudentSettings) -> dict[Role, str]:
+        """The teacher's prompts and on top the student's own: a student cannot see what an API is told besides."""
+        prompts = {**self.teacher.prompts, **settings.prompts}
+        if getattr(self.teacher, "tells_roles", False) and not any(prompts.values()):
+            return {"query": "query: ", "document": ""}
+        return prompts
+
+    def _check_start(self, start: str) -> None:
+        """Raises `LeafError` unless the student in `start` lives in this teacher's space."""
+        known, wanted = Space.load(Path(start)), self._cache_key["teacher"]
+        # What a vector is computed in moves it by less than the bar of any cache.
+        if {**known.teacher, "compute_dtype": None} != {**wanted, "compute_dtype": None}:
+            check_teacher(self.teacher, known)
 
     def _checkpoints(self, stage: Stage) -> Path:
         """The folder of a student's resume points, which belong to these inputs and no others."""
@@ -500,6 +523,26 @@ class Pipeline:
             )
         write_json(folder / "alignment.json", [asdict(each) for each in found])
 
+    def _adaptations(self, students: dict[str, tuple[Encoder, Encoder]], folder: Path) -> None:
+        """Every student that went on from another, before and after: `adaptation.json`."""
+        if not students:
+            return
+        held_out = self._held_out()
+        file = self._finished("texts")["held_out"]["file"]
+        teacher = np.concatenate(list(read_vectors(self._embed_stage.folder / file))).astype(np.float32)
+        sources = read_sources(self.run.folder / "texts" / file)
+        guards = {name for name, counts in self._finished("texts")["sources"].items() if counts.get("guard")}
+        groups: dict[str, list[int]] = {"own texts": [], "guard texts": []}
+        for row, source in enumerate(sources):
+            groups["guard texts" if source in guards else "own texts"].append(row)
+        scores = records.read(folder)
+        found = {}
+        for name, both in students.items():
+            before, after = (encode_canaries(each, held_out.texts, held_out.kinds) for each in both)
+            changes = [*error_changes(before, after, teacher, groups), *score_changes(scores, name)]
+            found[name] = [each.to_json() for each in changes]
+        write_json(folder / "adaptation.json", found)
+
     def _margin(self, loaded: Sequence[datasets.Dataset], cache: VectorCache, folder: Path) -> None:
         """The robustness margin from the checkpoints that training kept, if any."""
         kept = []
@@ -526,7 +569,8 @@ class Pipeline:
         shard = self._held_out()
         queries = [text for text, kind in zip(shard.texts, shard.kinds, strict=True) if kind == "query"] or shard.texts
         say(f"timing {TIMED_QUERIES} queries, one at a time")
-        for name, encoder in {"teacher": self.teacher, **students}.items():
+        local = {"teacher": self.teacher} if isinstance(self.teacher, SentenceTransformerEncoder) else {}
+        for name, encoder in {**local, **students}.items():
             if isinstance(encoder, SentenceTransformerEncoder):
                 encoder.compute_dtype = "float32"  # for one query, the casts would cost more than they save
             record = query_latency(encoder, queries[:TIMED_QUERIES], TIMED_QUERIES)

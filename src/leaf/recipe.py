@@ -131,14 +131,19 @@ class Prepare(Section):
 
 
 class Api(Section):
-    """How a teacher behind an API is asked. Nothing here changes a vector but `url`, `dimensions` and `characters`."""
+    """How a teacher behind an API is asked. Nothing here changes a vector but `url`, `dimensions`, `characters` and
+    `input_types`."""
 
     url: str | None = None
     """Root of the API, such as `http://localhost:8000/v1`. Default: the provider's own."""
     key_variable: str | None = None
-    """Environment variable of the key. Default: the provider's; `""` sends no key. Keys are never written down."""
+    """Environment variable of the key. Default: the provider's; none where `url` is given, since a key goes to nobody
+    else unasked. `""` sends no key. Keys are never written down."""
     dimensions: Annotated[int, Field(gt=0)] | None = None
     """Ask for vectors of so many dimensions. None: the model's own."""
+    input_types: dict[Literal["query", "document"], str] = {}
+    """What a server of your own is told each text is (`input_type`), where it wants to know: `leaf serve` takes `query`
+    and `document`. Default: the provider's; a plain OpenAI-compatible server is told nothing."""
     characters: Annotated[int, Field(gt=0)] | None = None
     """Cut texts after so many characters before they are sent; what they cost follows. None sends them whole."""
     price: Annotated[float, Field(ge=0)] | None = None
@@ -419,9 +424,14 @@ class Recipe(Section):
             raise LeafError(f"{origin}: " + "; ".join(_explain(each) for each in error.errors())) from error
 
     @classmethod
-    def load(cls, name_or_path: str | Path, overrides: Sequence[str] = ()) -> Self:
-        """Reads a shipped recipe by name or a TOML file by path, follows `extends`, applies `table.field=value`s."""
-        data = _read(str(name_or_path))
+    def load(
+        cls, name_or_path: str | Path, overrides: Sequence[str] = (), *, under: Mapping[str, Any] | None = None
+    ) -> Self:
+        """Reads a shipped recipe by name or a TOML file by path, follows `extends`, applies `table.field=value`s.
+
+        Tables of `under` stand in where the recipe has none of that name.
+        """
+        data = {**(under or {}), **_read(str(name_or_path))}
         for override in overrides:
             _set(data, override)
         return cls.parse(data, origin=str(name_or_path))

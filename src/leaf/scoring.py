@@ -1,6 +1,5 @@
 """`leaf evaluate` without a recipe: any encoders on any sets, public benchmarks, or texts that nobody has judged."""
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -85,11 +84,6 @@ def compare_on_texts(
     if teacher is None:
         raise LeafError("--alignment compares a student with its teacher: --queries and --documents name one model")
     return [align(student, teacher, texts["query"], texts["document"]) for student in students.values()]
-
-
-def user_cache() -> Path:
-    """Where vectors of evaluation sets are kept between commands: `leaf/vectors` in the user's cache folder."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "leaf" / "vectors"
 
 
 def _load(models: Models, texts: Sequence[str]) -> tuple[Encoder | None, Mapping[str, Encoder]]:

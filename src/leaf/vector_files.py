@@ -85,19 +85,27 @@ def write_part(path: Path, vectors: Vectors, key: dict[str, Any], storage_dtype:
     return part
 
 
+def key_of(path: Path) -> dict[str, Any]:
+    """The key that a part was written under. Raises `LeafError` for a file that is none."""
+    return dict(_footer(path)["key"])
+
+
 def check_part(path: Path, key: dict[str, Any]) -> Part:
     """The `Part` of a file that an earlier run finished, after checking that it belongs to `key`."""
-    try:
-        metadata = pq.read_schema(path).metadata or {}
-        held = json.loads(metadata[_KEY])
-    except (pa.ArrowInvalid, KeyError, ValueError) as error:
-        raise LeafError(f"{path} is damaged or not a part of an embedding cache; delete it and run again") from error
+    held = _footer(path)
     if held["key"] != key:
         raise LeafError(
             f"{path} holds vectors of another encoder or other texts ({difference(held['key'], key)}); choose another "
             f"--out, or delete {path.parent} to compute them again"
         )
     return Part(**held["part"])
+
+
+def _footer(path: Path) -> Any:
+    try:
+        return json.loads((pq.read_schema(path).metadata or {})[_KEY])
+    except (pa.ArrowInvalid, KeyError, ValueError) as error:
+        raise LeafError(f"{path} is damaged or not a part of an embedding cache; delete it and run again") from error
 
 
 def read_vectors(path: Path) -> Iterator[NDArray[Any]]:

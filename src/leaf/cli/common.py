@@ -14,6 +14,7 @@ from rich.table import Table
 from typer.core import TyperGroup
 
 from leaf.errors import LeafError
+from leaf.progress import say
 
 if TYPE_CHECKING:
     from leaf.pipeline import Pipeline
@@ -137,7 +138,19 @@ def open_recipe(options: Any) -> "Recipe":
     from leaf.recipe import Recipe, override_teacher
 
     overrides = [*(options.settings or []), *([f"prepare.limit={options.limit}"] if options.limit else [])]
-    recipe = Recipe.load(options.recipe, overrides)
+    if options.start:
+        from leaf.adapting import adapting
+
+        recipe = adapting(options.recipe, options.start, overrides)
+    else:
+        recipe = Recipe.load(options.recipe, overrides)
+    if options.commercial:
+        from leaf.texts.check import commercial_only
+
+        recipe, left_out, unknown = commercial_only(recipe)
+        say(f"left out, not for commercial use: {', '.join(left_out) or 'none'}")
+        if unknown:
+            say(f"kept, licence not known: {', '.join(unknown)}")
     return override_teacher(recipe, options.teacher) if options.teacher else recipe
 
 

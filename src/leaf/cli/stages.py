@@ -170,6 +170,7 @@ def _evaluate_models(options: Any) -> None:
         raise LeafError("--query-texts and --document-texts have no judgements to score: they go with --alignment")
     from leaf import scoring
     from leaf.evaluation.suite import Suite
+    from leaf.files import user_cache
 
     models = scoring.Models(options.queries, options.documents, options.dtype.value, options.device)
     data = options.data or []
@@ -185,7 +186,7 @@ def _evaluate_models(options: Any) -> None:
         truncate=numbers(options.truncate, "--truncate"),
         precisions=_precisions(options.precision),
     )
-    measured = scoring.score(models, data, suite, options.cache or scoring.user_cache(), options.out)
+    measured = scoring.score(models, data, suite, options.cache or user_cache() / "vectors", options.out)
     _print_measured(measured, options.as_json)
 
 

@@ -296,7 +296,7 @@ def _measure(
         texts=_Gaps(query_gaps.blocks + document_gaps.blocks).closeness(),
         asymmetric=search.agreement("asymmetric") if search else None,
         standard=search.agreement("standard") if search else None,
-        advantage=_mean(search.overlaps("asymmetric") - search.overlaps("standard")) if search else None,
+        advantage=mean_with_interval(search.overlaps("asymmetric") - search.overlaps("standard")) if search else None,
         chance=top_k / len(documents.rows) if search else None,
         worst={"query": query_gaps.worst(queries), "document": document_gaps.worst(documents)},
         examples=_examples(search, queries, documents, names, num_examples, dataset) if search else [],
@@ -420,9 +420,9 @@ class _Search:
         # Where all candidates score the same there is no order to compare.
         correlations = [spearman(*pair) for pair in pairs if all(np.ptp(scores) > 0 for scores in pair)]
         return Agreement(
-            overlap=_mean(self.overlaps(mode)),
-            same_first=_mean(same_first.astype(np.float64)),
-            rank_correlation=_mean(np.array(correlations)) if correlations else None,
+            overlap=mean_with_interval(self.overlaps(mode)),
+            same_first=mean_with_interval(same_first.astype(np.float64)),
+            rank_correlation=mean_with_interval(np.array(correlations)) if correlations else None,
             num_correlated=len(correlations),
         )
 
@@ -485,10 +485,13 @@ def _cosines(first: Values, second: Values) -> Values:
 
 def _distribution(values: Values) -> Distribution:
     quantiles = np.percentile(values, QUANTILES).tolist()
-    return Distribution(_mean(values), {str(q): value for q, value in zip(QUANTILES, quantiles, strict=True)})
+    return Distribution(
+        mean_with_interval(values), {str(q): value for q, value in zip(QUANTILES, quantiles, strict=True)}
+    )
 
 
-def _mean(values: Values) -> Estimate:
+def mean_with_interval(values: Values) -> Estimate:
+    """The mean of `values` `[n]` and its 95 % interval: the bootstrap's, or from 1,000 on that of a normal mean."""
     value = float(values.mean())
     if len(values) == 1:
         return Estimate(value, None, None)

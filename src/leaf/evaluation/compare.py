@@ -99,12 +99,12 @@ def _comparison(name: str, sets: Sequence[Mapping[str, Score]]) -> Comparison:
     resamples = PAIR_RESAMPLES if any(each["standard"].pairs for each in sets) else RESAMPLES
     retention: dict[str, Interval] = {}
     for mode in MODES:
-        pairs = _evidence(sets, mode, "teacher") if {mode, "teacher"} <= set(modes) else None
+        pairs = evidence(sets, mode, "teacher") if {mode, "teacher"} <= set(modes) else None
         # A dataset in which the teacher finds nothing has no retention.
         pairs = pairs and [pair for pair, each in zip(pairs, sets, strict=True) if each["teacher"].value > 0]
         if pairs:
             retention[mode] = mean_retention(pairs, resamples)
-    gains = _evidence(sets, "asymmetric", "standard") if first.task in TWO_SIDED and "asymmetric" in modes else None
+    gains = evidence(sets, "asymmetric", "standard") if first.task in TWO_SIDED and "asymmetric" in modes else None
     return Comparison(
         name=name,
         task=first.task,
@@ -116,8 +116,11 @@ def _comparison(name: str, sets: Sequence[Mapping[str, Score]]) -> Comparison:
     )
 
 
-def _evidence(sets: Sequence[Mapping[str, Score]], first: str, second: str) -> list[tuple[Scores, Scores]] | None:
-    """What two systems' scores were computed from, per dataset; None where a number alone was kept."""
+def evidence(sets: Sequence[Mapping[str, Score]], first: str, second: str) -> list[tuple[Scores, Scores]] | None:
+    """What the scores of two systems were computed from, per dataset; None where a number alone was kept.
+
+    Each of `sets` is one dataset's: system → score. Raises `LeafError` where the two were scored on other queries.
+    """
     found = []
     for each in sets:
         pair = _items(each[first]), _items(each[second])

@@ -12,9 +12,10 @@ from typing import Any, NamedTuple
 
 from leaf.errors import LeafError
 from leaf.evaluation import curves
+from leaf.evaluation.adaptation import Change
 from leaf.evaluation.compare import Comparison
 from leaf.figures import Figure
-from leaf.report import alignment, margin, preflight
+from leaf.report import adaptation, alignment, margin, preflight
 from leaf.report.curves import curves_caption, curves_table, draw_curves
 from leaf.report.scores import student_table
 from leaf.report.words import Table
@@ -31,7 +32,11 @@ class Section(NamedTuple):
 
 def sections(folder: Path, report: Mapping[str, Any]) -> list[Section]:
     """The sections of the run in `folder`, in order; `report` is the content of `report.json`."""
-    return [each for make in (_kept, _curves, _alignment, _margins, _prediction) for each in make(folder, report)]
+    return [
+        each
+        for make in (_adaptation, _kept, _curves, _alignment, _margins, _prediction)
+        for each in make(folder, report)
+    ]
 
 
 def records(folder: Path) -> dict[str, Any]:
@@ -43,10 +48,25 @@ def records(folder: Path) -> dict[str, Any]:
         found["alignment"] = [
             {key: value for key, value in each.items() if key not in ("examples", "worst")} for each in _read(path)
         ]
+    if (path := folder / "scores" / "adaptation.json").exists():
+        found["adaptation"] = _read(path)
     margins = {path.stem.removeprefix("margin-"): path for path in sorted((folder / "scores").glob("margin-*.json"))}
     if margins:
         found["margin"] = {mode: _read(path)["margin"] for mode, path in margins.items()}
     return found
+
+
+def _adaptation(folder: Path, report: Mapping[str, Any]) -> Iterator[Section]:
+    """What going on from another student changed, on own and guard texts and in scores."""
+    path = folder / "scores" / "adaptation.json"
+    if not path.exists():
+        return
+    for name, data in _read(path).items():
+        changes = [Change.from_json(each) for each in data]
+        tables = [("Distance to the teacher", adaptation.error_table(changes))]
+        if any(each.mode != "error" for each in changes):
+            tables.append(("Scores", adaptation.score_table(changes)))
+        yield Section(f"Before and after: {name}", adaptation.verdict(changes), tables, {})
 
 
 def _kept(folder: Path, report: Mapping[str, Any]) -> Iterator[Section]:

@@ -7,14 +7,16 @@ from rich.segment import Segments
 from rich.table import Table
 from rich.text import Text
 
+from leaf.evaluation.adaptation import Change
 from leaf.report import words
+from leaf.report.adaptation import error_table, score_table
 
 #: Columns that a pipe is given, which has no width of its own; a terminal keeps its own.
 PIPE_WIDTH = 100
 #: Wider than any table.
 WHOLE = 1000
 #: Columns of names.
-LEFT = ("encoder", "mode", "task", "dataset", "measure")
+LEFT = ("encoder", "mode", "task", "dataset", "measure", "held-out texts")
 #: Documents shown of each example search.
 SHOWN = 3
 
@@ -34,6 +36,11 @@ def print_summary(report: dict[str, Any], console: Console) -> None:
     print_table(words.results(report), console, width)
     for sentence in words.caption(report):
         line(sentence, "dim")
+    for name, changes in report.get("adaptation", {}).items():
+        line()
+        line(f"{name}, before and after", "bold")
+        print_table(error_table([Change.from_json(each) for each in changes]), console, width)
+        print_table(score_table([Change.from_json(each) for each in changes]), console, width)
     best = max(report["students"], key=lambda each: (each["retention"]["asymmetric"] or 0, -each["epsilon"]))
     if report["examples"]:
         line()

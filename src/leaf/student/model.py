@@ -43,7 +43,7 @@ from leaf.packed import (
 from leaf.recipe import Student as Settings
 from leaf.student.ridge import Head
 from leaf.teacher.model import load_sentence_transformer
-from leaf.tokens import Tokenizer
+from leaf.tokens import ROLES, Tokenizer
 
 #: Where every reader finds each module. Releases before 5.4, text-embeddings-inference and vLLM mis-read newer paths
 #: without a word (wrong pooling, no Dense), and newer releases read these.
@@ -233,7 +233,7 @@ def computing_in(dtype: torch.dtype, features: Features) -> torch.autocast:
 
 def build_student(
     settings: Settings,
-    teacher_folder: str,
+    teacher_folder: str | None,
     prompts: Mapping[Role, str],
     dim: int,
     *,
@@ -242,13 +242,22 @@ def build_student(
     similarity: Literal["cosine", "dot"],
     seed: int,
 ) -> Student:
-    """An untrained student of `settings` that answers with `dim` dimensions.
+    """A student of `settings` that answers with `dim` dimensions: untrained, or the one of `settings.start`.
 
-    `teacher_folder` stands in for `backbone = "teacher"`; `max_length` is the teacher's, in tokens, used where the
-    settings name none. Raises `LeafError` for a backbone that cannot be loaded or has not the layers asked for.
+    `teacher_folder` stands in for `backbone = "teacher"`, None where there are no weights; `max_length` is the
+    teacher's, in tokens, used where the settings name none. Raises `LeafError` for a backbone that cannot be loaded or
+    has not the layers asked for, and for a `start` that is no student of this space.
     """
+    if settings.start is not None:
+        return _continue(settings.start, dim, normalise, settings.max_length)
     torch.manual_seed(seed)  # the head, and a fresh backbone's missing weights, start the same in every run
+    if settings.backbone == "teacher" and teacher_folder is None:
+        raise LeafError(
+            "student.backbone = 'teacher' needs the teacher's weights, and there are only vectors of it; name a "
+            "Transformers encoder"
+        )
     folder = teacher_folder if settings.backbone == "teacher" else resolve_model(settings.backbone)
+    assert folder is not None
     revision = None if settings.backbone == "teacher" else settings.revision
     loaded = load_sentence_transformer(folder, revision, "cpu")
     transformer: Any = loaded[0]
@@ -276,6 +285,27 @@ def build_student(
     if normalise:
         modules.append(Normalize())
     model = SentenceTransformer(modules=modules, device="cpu", similarity_fn_name=similarity)
+    return Student(model.eval(), prompts)
+
+
+def _continue(start: str, dim: int, normalise: bool, max_length: int | None) -> Student:
+    """The student in the folder `start` as it was saved, to be trained further."""
+    model = load_sentence_transformer(resolve_model(start), None, "cpu")
+    names = [type(module).__name__ for module in model]
+    tail = ["Normalize"] if normalise else []
+    if names not in (["Transformer", "Pooling", "Dense", *tail], ["StaticEmbedding", *tail]):
+        raise LeafError(
+            f"student.start '{start}' is {' → '.join(names)}, and a student of this teacher is Transformer → Pooling → "
+            f"Dense or StaticEmbedding{''.join(f' → {each}' for each in tail)}; give one that leaf made"
+        )
+    if model.get_embedding_dimension() != dim:
+        raise LeafError(
+            f"student.start '{start}' answers with {model.get_embedding_dimension()} dimensions and the teacher with "
+            f"{dim}; give a student of this teacher"
+        )
+    if max_length is not None and names[0] == "Transformer":
+        model.max_seq_length = _shortest(max_length, model.max_seq_length)
+    prompts: dict[Role, str] = {role: model.prompts.get(role) or "" for role in ROLES}
     return Student(model.eval(), prompts)
 
 

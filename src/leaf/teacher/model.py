@@ -98,7 +98,7 @@ class SentenceTransformerEncoder:
         commit = getattr(config, "_commit_hash", None)
         return {
             "model": self.model_id,
-            "weights": commit or _folder_digest(Path(self.folder)),
+            "weights": commit or folder_digest(Path(self.folder)),
             "prompts": dict(self.prompts),
             "modules": [_describe(module) for module in self.model],
             "max_length": self.max_length,
@@ -202,7 +202,7 @@ def _describe(module: torch.nn.Module) -> str:
     return f"{name}{config}" if config else name
 
 
-def _folder_digest(folder: Path) -> str:
+def folder_digest(folder: Path) -> str:
     """SHA-256 over names and contents of the files that can change a vector."""
     files = sorted(
         path

@@ -5,7 +5,8 @@ print(len(shard.texts), shard.kinds[0])
 """
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,9 +31,21 @@ class Shard(NamedTuple):
 
 def read_shard(path: Path) -> Shard:
     """The texts and kinds of one shard. A damaged file is a `LeafError`."""
-    try:
+    with _undamaged(path):
         table = pq.read_table(path, columns=["text", "kind"])
         return Shard(table["text"].to_pylist(), table["kind"].to_pylist())
+
+
+def read_sources(path: Path) -> list[str]:
+    """The source of each text of a shard, in row order. A damaged file is a `LeafError`."""
+    with _undamaged(path):
+        return list(pq.read_table(path, columns=["source"])["source"].to_pylist())
+
+
+@contextmanager
+def _undamaged(path: Path) -> Iterator[None]:
+    try:
+        yield
     except (OSError, KeyError, UnicodeDecodeError, pa.ArrowException) as error:
         problem = str(error).partition("\n")[0]
         raise LeafError(f"{path} is damaged ({problem}); delete {path.parent} and run again") from error
