@@ -2,6 +2,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from leaf.encoder import row_cosines
 from leaf.errors import LeafError
 from leaf.vector_files import check_part, is_normalised, read_vectors, write_part
 
@@ -88,3 +89,10 @@ def test_a_truncated_part_is_one_clear_error(tmp_path, size):
         check_part(path, KEY)
     with pytest.raises(LeafError, match=r"p\.parquet is missing or damaged"):
         read(path)
+
+
+def test_cosines_of_rows_and_of_zero_vectors():
+    first = np.array([[3, 4], [1, 0], [0, 0], [0, 0]], np.float32)
+    second = np.array([[4, 3], [-2, 0], [0, 0], [1, 0]], np.float32)
+    np.testing.assert_allclose(row_cosines(first, second), [24 / 25, -1, 1, 0], atol=1e-6)
+    assert row_cosines(first, second).dtype == np.float32

@@ -5,7 +5,7 @@ role, so nobody else ever concatenates a prompt. This file needs numpy alone.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Literal, Protocol, TypeAlias, runtime_checkable
+from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -71,3 +71,16 @@ class AsymmetricEncoder:
     def encode_document(self, texts: Sequence[str], *, batch_size: int = 32, advance: Advance | None = None) -> Vectors:
         """Vectors of documents by the document encoder, float32 `[n, dim]`."""
         return self.documents.encode_document(texts, batch_size=batch_size, advance=advance)
+
+
+def row_cosines(first: NDArray[Any], second: NDArray[Any]) -> Vectors:
+    """Cosine of every row of one `[n, dim]` to the same row of the other, float32 `[n]`.
+
+    Two zero vectors, such as a lookup table's of a text without tokens, are alike: 1. One alone is like nothing: 0.
+    """
+    one, other = (np.linalg.norm(each, axis=1).astype(np.float32) for each in (first, second))
+    lengths = one * other
+    alike = ((one == 0) & (other == 0)).astype(np.float32)
+    dots = np.einsum("nd,nd->n", first, second, dtype=np.float32)
+    cosines: Vectors = np.divide(dots, lengths, out=alike, where=lengths > 0)
+    return cosines

@@ -20,7 +20,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from leaf.encoder import Advance, Encoder, Role, Vectors
+from leaf.encoder import Advance, Encoder, Role, Vectors, row_cosines
 from leaf.errors import LeafError
 from leaf.models import short_name
 from leaf.space import CANARIES_FILE, Space, encode_canaries
@@ -197,10 +197,3 @@ def check_teacher(encoder: Encoder, space: Space) -> None:
             f"{encoder.name} is not the teacher of this space (a canary has cosine {least:.4f} to its own vector, "
             f"{MIN_TEACHER_COSINE} was expected); give {space.teacher['model']} with the weights it was distilled from"
         )
-
-
-def row_cosines(first: Vectors, second: Vectors) -> Vectors:
-    """Cosine of every row of one `[n, dim]` to the same row of the other, float32 `[n]`."""
-    lengths = np.linalg.norm(first, axis=1) * np.linalg.norm(second, axis=1)
-    cosines: Vectors = np.einsum("nd,nd->n", first, second) / np.maximum(lengths, 1e-12)
-    return cosines

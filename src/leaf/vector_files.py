@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from leaf.encoder import Vectors
+from leaf.encoder import Vectors, row_cosines
 from leaf.errors import LeafError
 from leaf.files import atomic_path
 from leaf.run import difference
@@ -141,6 +141,4 @@ def min_cosine(vectors: Vectors, rounded: Vectors) -> float:
     before, after = np.linalg.norm(vectors, axis=1), np.linalg.norm(rounded, axis=1)
     if (np.abs(after - before) > 1e-2 * before).any():
         return 0.0
-    dots = np.einsum("nd,nd->n", vectors, rounded)
-    cosines = np.divide(dots, before * after, out=np.ones_like(dots), where=before * after > 0)
-    return float(min(cosines.min(initial=1.0), 1.0))
+    return float(min(row_cosines(vectors, rounded).min(initial=1.0), 1.0))

@@ -33,12 +33,12 @@ from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Transformer
 
-from leaf.encoder import Encoder, Vectors
+from leaf.encoder import Encoder, Vectors, row_cosines
 from leaf.errors import LeafError
 from leaf.export.package_card import package_card
 from leaf.export.publish import module_files
 from leaf.files import write_json, write_text
-from leaf.light import ASYMMETRIC_FILE, check_teacher, load_light, revision_of, row_cosines
+from leaf.light import ASYMMETRIC_FILE, check_teacher, load_light, revision_of
 from leaf.models import hub_id, hub_revision, resolve_model
 from leaf.progress import say
 from leaf.space import Space, saved_with

@@ -21,7 +21,7 @@ from onnx import helper
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Normalize
 
-from leaf.encoder import Role, Vectors
+from leaf.encoder import Role, Vectors, row_cosines
 from leaf.errors import LeafError
 from leaf.export import quantize
 from leaf.export.graph import to_graph
@@ -318,18 +318,11 @@ def _compare(encoder: OnnxEncoder, texts: Texts, expected: Vectors, student_erro
         bytes=encoder.path.stat().st_size,
         error=error,
         added_error=error - student_error,
-        min_cosine=_min_cosine(vectors, expected),
+        min_cosine=float(row_cosines(vectors, expected).min()),
         max_distance=float(np.linalg.norm(vectors - expected, axis=1).max()),
-        batch_cosine=_min_cosine(encoder.encode_tokens(tokens), alone),
+        batch_cosine=float(row_cosines(encoder.encode_tokens(tokens), alone).min()),
     )
 
 
 def _mean_distance(first: Vectors, second: Vectors) -> float:
     return float(np.linalg.norm(first - second, axis=1).mean())
-
-
-def _min_cosine(first: Vectors, second: Vectors) -> float:
-    one, other = np.linalg.norm(first, axis=1), np.linalg.norm(second, axis=1)
-    cosines = np.einsum("nd,nd->n", first, second) / np.maximum(one * other, 1e-12)
-    # A text without tokens is zero in a lookup table, here as there.
-    return float(np.where((one == 0) & (other == 0), 1.0, cosines).min())

@@ -28,7 +28,7 @@ from leaf.preflight.predict import (
     retention,
     start_with,
 )
-from leaf.preflight.rank import rank_bound, reachable, spectrum
+from leaf.preflight.rank import rank_bound, reachable
 from leaf.preflight.searches import Search
 from leaf.preflight.start import Start, by_kind, fit_start
 from leaf.preflight.texts import TextSample, cached_vectors, finished_texts, from_shards, from_sources
@@ -39,9 +39,11 @@ from leaf.recipe import Recipe
 from leaf.recipe import Student as Settings
 from leaf.run import read_manifest
 from leaf.space import NUM_CANARIES
+from leaf.spectrum import spectrum
 from leaf.student.model import build_student
 from leaf.teacher.embed import cache_key
 from leaf.teacher.model import SentenceTransformerEncoder
+from leaf.teacher.opening import is_remote
 from leaf.texts.prepare import HELD_OUT_PAIRS
 from leaf.texts.shards import read_shard
 from leaf.tokens import Tokenizer
@@ -76,7 +78,10 @@ def probe(
     # In float32 until there are texts to check bfloat16 on: the stages look for those in files that may not be there.
     exact = recipe.model_copy(update={"teacher": recipe.teacher.model_copy(update={"compute_dtype": "float32"})})
     pipeline = Pipeline(exact, out, device=device)
+    if recipe.teacher.vectors is not None or is_remote(recipe.teacher):
+        raise LeafError("--probe looks into a teacher, and of this one there are only vectors; `leaf plan` counts them")
     folder, teacher = pipeline.run.folder, pipeline.teacher
+    assert isinstance(teacher, SentenceTransformerEncoder)
     sample, known = _sample(recipe, folder, teacher, num_texts)
     if len(sample.texts) < MIN_TEXTS:
         raise LeafError(f"the sources gave {len(sample.texts)} texts; a probe needs {MIN_TEXTS} or more")

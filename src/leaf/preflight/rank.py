@@ -1,4 +1,4 @@
-"""How many directions the teacher's vectors need, and what a head of a given width cannot reach.
+"""What a head of a given width cannot reach of the directions that the teacher's vectors need.
 
 A student's last step is `W h + b` with h of d' dimensions (Eq. 1), so all it can ever say lies in one d'-dimensional
 subspace of the teacher's space, however long it trains. Where d' is less than the teacher's rank, something is out of
@@ -8,26 +8,11 @@ Shapes: n texts, d dimensions of the teacher, d' of the student's pooled states.
 """
 
 from dataclasses import dataclass
-from typing import TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
 
 from leaf.encoder import Vectors
-
-Values: TypeAlias = NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class Spectrum:
-    """How the energy (mean squared length, not centred) of vectors spreads over directions."""
-
-    energy: Values
-    """Share of the energy in the r leading directions, at index r − 1, `[d]`; the last is 1."""
-    mean_share: float
-    """Share of the energy that is the mean vector's: what is the same in every text."""
-    effective_rank: float
-    """`exp(H)` of the singular values taken as a distribution (Roy and Vetterli 2007), 1 to d."""
+from leaf.spectrum import Values, moment
 
 
 @dataclass(frozen=True)
@@ -54,18 +39,6 @@ class Subspace:
         return unit
 
 
-def spectrum(vectors: Vectors) -> Spectrum:
-    """The spectrum of `vectors` `[n, d]`. With fewer texts than dimensions, the rank is at most n."""
-    eigenvalues = _moment(vectors.astype(np.float64))[0]
-    singular = np.sqrt(eigenvalues)
-    shares = singular[singular > 0] / singular.sum()
-    return Spectrum(
-        energy=np.cumsum(eigenvalues) / eigenvalues.sum(),
-        mean_share=float(np.square(vectors.mean(axis=0, dtype=np.float64)).sum() / eigenvalues.sum()),
-        effective_rank=float(np.exp(-(shares * np.log(shares)).sum())),
-    )
-
-
 def reachable(vectors: Vectors, width: int, *, bias: bool, normalise: bool) -> Subspace | None:
     """What a head from `width` dimensions can reach at best, for teacher vectors `[n, d]`; None where that is all.
 
@@ -81,7 +54,7 @@ def reachable(vectors: Vectors, width: int, *, bias: bool, normalise: bool) -> S
         offset = vectors.mean(axis=0)
     if width >= dim:
         return None
-    return Subspace(_moment(vectors - offset)[1][:, :width], offset, normalise)
+    return Subspace(moment(vectors - offset)[1][:, :width], offset, normalise)
 
 
 def rank_bound(vectors: Vectors, subspace: Subspace | None) -> float:
@@ -89,9 +62,3 @@ def rank_bound(vectors: Vectors, subspace: Subspace | None) -> float:
     if subspace is None:
         return 0.0
     return float(np.linalg.norm(subspace.nearest(vectors) - vectors, axis=1).mean())
-
-
-def _moment(vectors: Values) -> tuple[Values, Values]:
-    """Eigenvalues `[d]`, largest first and never negative, and eigenvectors `[d, d]` (columns) of `Σ v vᵀ / n`."""
-    eigenvalues, basis = np.linalg.eigh(vectors.T @ vectors / len(vectors))
-    return np.maximum(eigenvalues[::-1], 0), basis[:, ::-1]

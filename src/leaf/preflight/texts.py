@@ -19,9 +19,9 @@ from leaf.errors import LeafError
 from leaf.progress import say
 from leaf.recipe import Prepare, Recipe, TextSource
 from leaf.run import read_manifest
-from leaf.texts.prepare import rejection
 from leaf.texts.shards import read_shard
 from leaf.texts.sources import name_of, read
+from leaf.texts.spool import rejection
 from leaf.vector_files import read_vectors
 
 #: Characters read of one source before the rest of it is taken to be like its beginning. A source on this machine is

@@ -39,6 +39,11 @@ def is_api(settings: Settings) -> bool:
     return settings.model.startswith(API_SCHEMES)
 
 
+def is_remote(settings: Settings) -> bool:
+    """Whether the teacher has no weights here: an API, or a model that cannot be asked at all."""
+    return settings.model.startswith((*API_SCHEMES, VECTORS_SCHEME))
+
+
 def open_teacher(
     settings: Settings,
     *,
