@@ -34,11 +34,12 @@ from leaf.preflight.predict import (
     strength_for,
     useful_texts,
 )
-from leaf.preflight.rank import rank_bound, reachable, spectrum
+from leaf.preflight.rank import rank_bound, reachable
 from leaf.preflight.searches import Above, Part, Search, cut, expected_discounts, of_pairs
 from leaf.preflight.texts import from_sources
 from leaf.recipe import Prepare, Recipe, TextSource
 from leaf.report.preflight import compare, draw_rank
+from leaf.spectrum import spectrum
 from leaf.texts import installed
 from leaf.tokens import Tokenizer
 from tiny import save_bert, save_teacher, sentences

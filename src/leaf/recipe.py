@@ -177,6 +177,17 @@ class OwnedVectors(Section):
     kind: str | None = None
     """Column that holds `query` or `document`. None: every text is a document."""
 
+    @model_validator(mode="after")
+    def _can_be_asked(self) -> Self:
+        is_database = self.source.startswith(("postgresql://", "postgres://"))
+        if is_database and re.search(r"//[^@/]*:[^@/]+@|[?&](ssl)?password=[^&]", self.source):
+            raise ValueError("a recipe is copied into run folders; leave the password to PGPASSWORD or ~/.pgpass")
+        if is_database and not self.query:
+            raise ValueError("a database needs a query, such as 'SELECT text, embedding AS vector FROM documents'")
+        if self.query and not is_database:
+            raise ValueError(f"query is for postgresql://HOST/DATABASE; '{self.source}' is read whole")
+        return self
+
 
 class Teacher(Section):
     """The model whose space is kept."""

@@ -2,15 +2,12 @@
 
 Texts are tokenised once, however many epochs follow. Token ids lie end to end in one array, `offsets[i]:offsets[i + 1]`
 being text i; targets are one `[n, dim]` array in the dtype of the cache. Files are written through `write`, not
-through a memory map, so that a full disk is an error and not a crash. Random rows are read through the file as well:
-a touched page of a map counts as resident together with its neighbours, which on a recent Linux are 2 MiB for a row of
-768 bytes, so that a few batches of a large corpus would fill the memory.
+through a memory map, so that a full disk is an error and not a crash. Random rows are read through the file as well;
+`leaf.pieces` says why.
 """
 
 import json
 import mmap
-import os
-import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,6 +25,7 @@ from leaf.ahead import ahead
 from leaf.encoder import Role
 from leaf.errors import LeafError
 from leaf.files import atomic_path, digest, write_json
+from leaf.pieces import Pieces, mapping
 from leaf.progress import progress
 from leaf.texts.shards import Shard
 from leaf.tokens import ROLES, Tokenizer, Tokens
@@ -78,43 +76,16 @@ class Examples:
         """
         if hasattr(mmap, "MADV_DONTNEED"):
             for array in (self.tokens, self.offsets, self.targets):
-                if (mapped := _memmap(array)) is not None:
+                if (mapped := mapping(array)) is not None:
                     mapped.base.madvise(mmap.MADV_DONTNEED)
 
     @cached_property
-    def _token_pieces(self) -> "_Pieces":
-        return _Pieces(self.tokens)
+    def _token_pieces(self) -> Pieces:
+        return Pieces(self.tokens)
 
     @cached_property
-    def _target_pieces(self) -> "_Pieces":
-        return _Pieces(self.targets)
-
-
-class _Pieces:
-    """Random pieces of an array: of a mapped one read through its file, of any other (and on Windows) copied."""
-
-    def __init__(self, array: NDArray[Any]) -> None:
-        self._flat, self._file, self._mapped = array.reshape(-1), -1, _memmap(array)
-        if self._mapped is not None and hasattr(os, "preadv"):
-            self._file = os.open(self._mapped.filename, os.O_RDONLY)
-            weakref.finalize(self, os.close, self._file)
-
-    def read(self, starts: NDArray[np.integer], lengths: NDArray[np.integer]) -> NDArray[Any]:
-        """`flat[start : start + length]` of each, end to end."""
-        ends = np.cumsum(lengths, dtype=np.int64)
-        out = np.empty(int(ends[-1]) if len(ends) else 0, dtype=self._flat.dtype)
-        done = 0
-        for start, end in zip(starts.tolist(), ends.tolist(), strict=True):
-            piece = out[done:end]
-            if self._file < 0:
-                piece[:] = self._flat[start : start + end - done]
-            # The kernel sees single small reads and fetches the pages of the row alone; the map would fetch the
-            # read-ahead window around each, MiBs for a row where the corpus does not fit in memory.
-            elif os.preadv(self._file, [piece.data], self._mapped.offset + start * out.itemsize) != piece.nbytes:
-                path = Path(self._mapped.filename)
-                raise LeafError(f"{path} became shorter while it was read; delete {path.parent} and run again")
-            done = end
-        return out
+    def _target_pieces(self) -> Pieces:
+        return Pieces(self.targets)
 
 
 def open_examples(folder: Path, targets: Path) -> Examples:
@@ -278,9 +249,3 @@ def _tokenize_kinds(shard: Shard, tokenizer: Tokenizer) -> Tokens:
 def _write_header(file: BinaryIO, dtype: DTypeLike, shape: tuple[int, ...]) -> None:
     descr = np.lib.format.dtype_to_descr(np.dtype(dtype))
     np.lib.format.write_array_header_2_0(file, {"descr": descr, "fortran_order": False, "shape": shape})
-
-
-def _memmap(array: NDArray[Any]) -> Any:
-    """`array` if it maps a file, else None; a slice of a map is None too, since it does not know where it begins."""
-    base: Any = array.base
-    return array if isinstance(array, np.memmap) and isinstance(base, mmap.mmap) else None
