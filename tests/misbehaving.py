@@ -5,7 +5,8 @@
     service.requests  # every request that arrived: (path, body)
     service.answered  # those whose answer was sent whole
 
-`answer(path, body) -> object` is what the service would say if all went well; it may raise `Refusal(status, body)`.
+`answer(path, body) -> object` is what the service would say if all went well, `Events` if it says it in pieces; it may
+raise `Refusal(status, body)`.
 """
 
 import json
@@ -26,6 +27,14 @@ class Refusal(Exception):
             body or {"error": {"message": f"refused {status}"}},
             headers or {},
         )
+
+
+class Events(list[object]):
+    """An answer as server-sent events: a string is sent as it is, anything else as JSON."""
+
+    def __bytes__(self) -> bytes:
+        data = (each if isinstance(each, str) else json.dumps(each, ensure_ascii=False) for each in self)
+        return b"".join(f"data: {each}\n\n".encode() for each in data)
 
 
 class Misbehaving:
@@ -71,7 +80,10 @@ class Misbehaving:
             def log_message(self, *_: object) -> None:
                 pass
 
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        class Server(ThreadingHTTPServer):
+            request_queue_size = 128  # of 5, many clients at once find it full and come back a second later
+
+        self.server = Server(("127.0.0.1", 0), Handler)
         self.server.daemon_threads = True
         self.url = f"http://127.0.0.1:{self.server.server_port}/v1"
         threading.Thread(target=self.server.serve_forever, args=(0.02,), daemon=True).start()
@@ -120,6 +132,8 @@ class Misbehaving:
                 status, said, headers = 200, self.answer(handler.path, body), {}
             except Refusal as refusal:
                 status, said, headers = refusal.status, refusal.body, refusal.headers
+            if isinstance(said, Events):
+                said, headers = bytes(said), {"Content-Type": "text/event-stream"}
             self._send(handler, status, said, headers, cut=fault == "cut")
             if status == 200 and fault is None:
                 with self._lock:

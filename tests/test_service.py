@@ -5,8 +5,8 @@ from email.utils import formatdate
 import pytest
 
 from leaf.errors import LeafError
-from leaf.service import Again, Budget, OverBudget, Pace, Service, retry_after
-from misbehaving import Misbehaving, Refusal
+from leaf.service import Again, Budget, OverBudget, Pace, Refused, Service, retry_after
+from misbehaving import Events, Misbehaving, Refusal
 
 
 @pytest.fixture(autouse=True)
@@ -118,6 +118,58 @@ def test_the_key_comes_from_the_environment_alone(monkeypatch):
     assert server.headers[0]["Authorization"] == "Bearer sesame"
 
 
+def test_a_key_that_no_header_can_carry_is_refused_without_showing_it(monkeypatch):
+    monkeypatch.setenv("SOME_KEY", "sesame\nopen")
+    with pytest.raises(LeafError, match="the key in SOME_KEY has characters that no key has") as caught:
+        Service("http://127.0.0.1:1", key_variable="SOME_KEY")
+    assert "sesame" not in str(caught.value)
+
+
+def test_a_refusal_that_repeats_the_key_is_told_without_it(monkeypatch):
+    def refuse(path, body):
+        raise Refusal(403, {"error": {"message": "sesame-open is not welcome"}})
+
+    monkeypatch.setenv("SOME_KEY", "sesame-open")
+    with Misbehaving(refuse) as server, pytest.raises(LeafError, match=r"refuses the key \(403\): … is not welcome"):
+        Service(server.url, key_variable="SOME_KEY").post("/x", 1)
+
+
+@pytest.mark.parametrize(
+    ("fault", "billed"), [("fail", False), ("limit", False), ("drop", True), ("cut", True), ("garbage", True)]
+)
+def test_failed_tries_are_heard_of_and_whether_they_may_be_billed(fault, billed):
+    heard = []
+    with Misbehaving(echo, **{fault: 0.5}, seed=0) as server:
+        service = Service(server.url)
+        for n in range(6):
+            service.post("/x", n, failed=lambda error: heard.append(error.billed))
+    assert len(heard) == len(server.faults) > 0
+    assert set(heard) == {billed}
+
+
+def test_a_server_that_is_not_there_bills_nothing():
+    heard = []
+    with pytest.raises(LeafError, match="failed 2 times"):
+        Service("http://127.0.0.1:9", attempts=2).post("/x", 1, failed=lambda error: heard.append(error.billed))
+    assert heard == [False, False]
+
+
+@pytest.mark.parametrize("settings", [{"pace": Pace(requests_per_minute=0.1)}, {"limited": "30"}])
+def test_once_stopped_nothing_is_waited_for(settings):
+    stop = threading.Event()
+    pace, limited = settings.get("pace") or Pace(), settings.get("limited")
+    with Misbehaving(echo, limit=1.0 if limited else 0.0, retry_after=limited or "0") as server:
+        service = Service(server.url, pace=pace)
+        if not limited:
+            service.post("/x", 1)
+        threading.Timer(0.2, stop.set).start()
+        began = time.monotonic()
+        with pytest.raises(LeafError, match="the work was stopped"):
+            service.post("/x", 2, stop=stop)
+        assert time.monotonic() - began < 5
+    assert len(server.requests) == 1
+
+
 @pytest.mark.parametrize("url", ["api.openai.com", "ftp://host/v1", "https://me:secret@host/v1", "https://host?key=1"])
 def test_a_url_that_is_none_or_carries_a_key_is_refused(url):
     with pytest.raises(LeafError) as caught:
@@ -149,3 +201,68 @@ def test_a_budget_refuses_what_could_pass_it_and_counts_what_was_paid():
     budget.settle(0.5, 0.3)
     budget.reserve(0.5)  # 0.2 + 0.3 + 0.5 = 1.0
     assert budget.spent == pytest.approx(0.5)
+
+
+def test_events_come_one_by_one_as_they_were_sent():
+    class Raw(Misbehaving):
+        def _send(self, handler, status, body, headers=None, *, cut=False):
+            super()._send(handler, status, RAW, {"Content-Type": "text/event-stream; charset=utf-8"}, cut=cut)
+
+    # https://html.spec.whatwg.org/multipage/server-sent-events.html: comments and other fields are passed over, lines
+    # of one event are joined, one space after the colon is not data; U+2028 and U+0085 end no line.
+    RAW = ": hello\n\ndata: one\u2028\u0085\n\nevent: x\r\ndata:two\r\ndata:  three\r\n\r\n\ndata: last".encode()
+    with Raw(echo) as server:
+        assert Service(server.url).stream("/x", 1, list) == ["one\u2028\u0085", "two\n three", "last"]
+
+
+def test_an_answer_in_one_piece_is_one_event():
+    with Misbehaving(lambda path, body: "whole") as server:
+        assert Service(server.url).stream("/x", 1, list) == ['"whole"']
+
+
+def test_a_stream_that_is_lost_on_the_way_is_asked_for_again():
+    seen, lost = [], []
+
+    def keep(events):
+        seen.append([])
+        for event in events:
+            seen[-1].append(event)
+        return seen[-1]
+
+    faults = {"fail": 0.2, "limit": 0.1, "drop": 0.1, "cut": 0.2}
+    with Misbehaving(lambda path, body: Events(map(str, range(50))), **faults, seed=6) as server:
+        service = Service(server.url)
+        for _ in range(20):
+            assert service.stream("/x", 1, keep, failed=lost.append) == [str(n) for n in range(50)]
+    assert set(server.faults) == set(faults)
+    assert len(lost) == len(server.faults)
+    assert [again.billed for again in lost].count(False) == server.faults.count("fail") + server.faults.count("limit")
+    assert len(seen) == 20 + server.faults.count("cut")  # of which the reader saw the first half
+
+
+def test_a_refused_stream_is_an_error_at_once_and_says_which():
+    def refuse(path, body):
+        raise Refusal(400, {"error": {"message": "no", "code": "content_filter", "param": "prompt"}})
+
+    with Misbehaving(refuse) as server, pytest.raises(Refused, match="refused the request with 400: no") as caught:
+        Service(server.url).stream("/x", 1, list)
+    assert (caught.value.status, caught.value.code, caught.value.error["param"]) == (400, "content_filter", "prompt")
+    assert len(server.requests) == 1
+
+
+def test_a_stream_that_is_stopped_while_it_waits_is_not_asked_for_again():
+    stop = threading.Event()
+    with Misbehaving(echo, limit=1.0, retry_after="30") as server:
+        threading.Timer(0.2, stop.set).start()
+        began = time.monotonic()
+        with pytest.raises(LeafError, match="the work was stopped"):
+            Service(server.url).stream("/x", 1, list, stop=stop)
+        assert time.monotonic() - began < 5
+    assert len(server.requests) == 1
+
+
+def test_a_url_where_nobody_listens_is_known_at_once():
+    with Misbehaving(echo) as server:
+        Service(server.url).reach()  # whatever it answers
+    with pytest.raises(LeafError, match="cannot be reached"):
+        Service(server.url).reach()

@@ -46,9 +46,12 @@ from leaf.student.model import Student, build_student
 from leaf.student.step import Engine
 from leaf.student.train import FAST, start_head, train
 from leaf.sweep import borrow, expand, regrid
+from leaf.teacher.coverage import coverage_of
 from leaf.teacher.embed import cache_folder, cache_key, embed
 from leaf.teacher.model import SentenceTransformerEncoder, folder_digest
-from leaf.teacher.opening import Teacher, open_teacher
+from leaf.teacher.opening import OWNED, Teacher, known_dtype, open_teacher
+from leaf.teacher.owned import Owned
+from leaf.teacher.vectors import OwnedTeacher
 from leaf.texts.prepare import prepare
 from leaf.texts.shards import Shard, read_shard, read_sources
 from leaf.texts.sources import identity as source_identity
@@ -94,12 +97,13 @@ class Pipeline:
         profile: bool = False,
         texts_from: str | Path | None = None,
         max_cost: float | None = None,
+        share: tuple[int, int] = (0, 1),
     ) -> None:
         self.written, self.recipe = recipe, expand(recipe)  # the folder keeps the one that a person wrote
         self.texts_from = Path(texts_from) if texts_from is not None else None
         self.run = Run(Path(out) if out is not None else Path("runs") / recipe.name)
         self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        self.engine, self.profile, self.max_cost = engine, profile, max_cost
+        self.engine, self.profile, self.max_cost, self.share = engine, profile, max_cost, share
         self.world = World()
 
     @contextmanager
@@ -111,13 +115,18 @@ class Pipeline:
                 self.world.wait()
                 yield self
                 return
-            with self.run.lock():
+            rank, world = self.share
+            with self.run.lock() if world == 1 else self.run.lock(f"embed-{rank}-of-{world}"):
                 regrid(self.run.folder, self.written)
                 self.run.claim(self.written)
                 if self.texts_from is not None:
                     borrow(self.run.folder, self.texts_from)
                 self.world.wait()
-                yield self
+                try:
+                    yield self
+                finally:
+                    if (close := getattr(self.__dict__.get("teacher"), "close", None)) is not None:
+                        close()
 
     def distill(self) -> dict[str, Any]:
         """Runs every stage; returns the report."""
@@ -158,7 +167,9 @@ class Pipeline:
     def texts(self) -> dict[str, Any]:
         """Reads the sources into shards, with a held-out split."""
         self._alone("texts")
-        sources = [source_identity(source) for source in self.recipe.texts]
+        owned = self._owned if any(source.source == "vectors" for source in self.recipe.texts) else None
+        content = owned.digest if owned else None
+        sources = [source_identity(source, content) for source in self.recipe.texts]
         inputs: dict[str, Any] = {"texts": sources, "prepare": self.recipe.prepare.model_dump(mode="json")}
         checked = leak_sets(self.recipe.prepare.leak_check, self.recipe.evaluate.data)
         if checked:
@@ -167,12 +178,23 @@ class Pipeline:
         if (manifest := stage.manifest) is not None:
             return manifest
         benchmarks = [(each.name, each.texts()) for each in checked]
-        return stage.close(**prepare(self.recipe.texts, self.recipe.prepare, stage.folder, benchmarks))
+        return stage.close(
+            **prepare(
+                self.recipe.texts,
+                self.recipe.prepare,
+                stage.folder,
+                benchmarks,
+                vectors=owned.texts if owned else None,
+                vectors_digest=content,
+            )
+        )
 
-    def embed(self) -> dict[str, Any]:
-        """Fills the cache of teacher vectors."""
+    def embed(self) -> dict[str, Any] | None:
+        """Fills the cache of teacher vectors; of several ranks, all but the last to finish get None."""
         self._alone("embed")
-        texts = self._finished("texts")
+        texts, settings = self._finished("texts"), self.recipe.teacher
+        if self.share[1] > 1 and settings.is_api:
+            raise LeafError(f"{settings.model} is bound by its rate limit, not by processes; embed without --world")
         stage = self._embed_stage
         if (manifest := stage.manifest) is not None:
             return manifest
@@ -182,9 +204,42 @@ class Pipeline:
             self.teacher,
             stage.folder,
             self._cache_key,
-            self.recipe.teacher.batch_size,
+            settings.batch_size,
+            share=self.share,
+            before_write=getattr(self.teacher, "confirm", None),
         )
+        return None if facts is None else stage.close(**facts, **self._bought(texts, stage.folder))
+
+    def embed_on(self, address: str, *, workers: int | None = None, **resources: float | None) -> dict[str, Any]:
+        """Fills the cache on the Ray cluster at `address`; see `leaf.teacher.cluster.ClusterTeacher`."""
+        self._alone("embed")
+        from leaf.teacher.cluster import ClusterTeacher
+
+        texts, settings, embeddings = self._finished("texts"), self.recipe.teacher, self.run.folder / "embeddings"
+        if settings.compute_dtype == "auto":
+            settings = settings.model_copy(update={"compute_dtype": known_dtype(embeddings) or "auto"})
+        sample = self._held_out().texts[:NUM_CANARIES]
+        with ClusterTeacher(settings, address, sample=sample, workers=workers, **resources) as teacher:
+            key = cache_key(teacher, settings.storage_dtype)
+            stage = Stage(cache_folder(embeddings, key), {"texts": texts["fingerprint"], **key})
+            if (manifest := stage.manifest) is not None:
+                return manifest
+            shards = _shards(texts)
+            facts = teacher.embed(self.run.folder / "texts", shards, stage.folder, key, settings.batch_size)
         return stage.close(**facts)
+
+    def _bought(self, texts: dict[str, Any], embeddings: Path) -> dict[str, Any]:
+        """What was paid to an API, and what vectors that were there before cover."""
+        found = {}
+        api = getattr(self.teacher, "inner", self.teacher)
+        if (bill := getattr(api, "bill", None)) is not None:
+            found["bill"] = bill()
+        if isinstance(self.teacher, OwnedTeacher):
+            folder = self.run.folder / "texts"
+            covered = coverage_of(self.teacher.owned, folder, embeddings, _shards(texts), texts["held_out"])
+            found |= {"owned": self.teacher.facts(), "coverage": covered.to_json()}
+            say(covered.sentence())
+        return found
 
     def train(self) -> dict[str, dict[str, Any]]:
         """Trains every student of the recipe; returns their manifests by name."""
@@ -241,6 +296,8 @@ class Pipeline:
         self._adaptations({name: (encoders[name + BEFORE], encoders[name]) for name in started}, stage.folder)
         self._margin(loaded, cache, stage.folder)
         self._time_queries({name: encoders[name] for name in students})
+        if (confirm := getattr(self.teacher, "confirm", None)) is not None:
+            confirm()  # of an API: what was bought for this is of the same model
         return stage.close(
             datasets=list(dict.fromkeys(score.dataset for score in measured.scores)),
             num_scores=len(measured.scores),
@@ -299,7 +356,14 @@ class Pipeline:
 
     @functools.cached_property
     def _cache_key(self) -> dict[str, Any]:
-        return cache_key(self.teacher, self.recipe.teacher.storage_dtype)
+        key = cache_key(self.teacher, self.recipe.teacher.storage_dtype)
+        return {**key, "vectors": self.teacher.digest} if isinstance(self.teacher, OwnedTeacher) else key
+
+    @functools.cached_property
+    def _owned(self) -> Owned | None:
+        """The vectors that were there before the run, without their teacher."""
+        settings = self.recipe.teacher.vectors
+        return None if settings is None else Owned(settings, self.run.folder / "embeddings" / OWNED)
 
     @functools.cached_property
     def _embed_stage(self) -> Stage:
@@ -569,8 +633,9 @@ class Pipeline:
         shard = self._held_out()
         queries = [text for text, kind in zip(shard.texts, shard.kinds, strict=True) if kind == "query"] or shard.texts
         say(f"timing {TIMED_QUERIES} queries, one at a time")
-        local = {"teacher": self.teacher} if isinstance(self.teacher, SentenceTransformerEncoder) else {}
-        for name, encoder in {**local, **students}.items():
+        if isinstance(self.teacher, SentenceTransformerEncoder):  # any other would show its network, or a disk
+            students = {"teacher": self.teacher, **students}
+        for name, encoder in students.items():
             if isinstance(encoder, SentenceTransformerEncoder):
                 encoder.compute_dtype = "float32"  # for one query, the casts would cost more than they save
             record = query_latency(encoder, queries[:TIMED_QUERIES], TIMED_QUERIES)

@@ -20,6 +20,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from leaf.errors import LeafError
 
 SHIPPED = Path(__file__).parent / "recipes"
+#: Models that are asked over HTTP begin so; what follows is the provider's own name.
+API_SCHEMES = ("openai:", "voyage:", "cohere:")
+#: A model that cannot be asked: its vectors are all there is.
+VECTORS_SCHEME = "vectors:"
 #: Folders of a run that a student may not take as its name all begin otherwise.
 STUDENT_NAME = r"^student(-[a-z0-9][a-z0-9.-]*)?$"
 
@@ -215,6 +219,16 @@ class Teacher(Section):
     """What the cache stores. float16 holds only where every vector keeps cosine ≥ 0.9999; other shards stay float32."""
     batch_size: Annotated[int, Field(gt=0)] = 32
     """Texts per forward pass."""
+
+    @property
+    def is_api(self) -> bool:
+        """Whether the teacher is asked over HTTP."""
+        return self.model.startswith(API_SCHEMES)
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether its weights are not to be had: an API, or a model that cannot be asked at all."""
+        return self.model.startswith((*API_SCHEMES, VECTORS_SCHEME))
 
     @field_validator("vectors", mode="before")
     @classmethod
@@ -420,6 +434,13 @@ class Recipe(Section):
             raise ValueError("evaluate.data names held-out-pairs, but prepare.held_out_pairs is 0")
         for student in self.students:
             self.train_of(student)
+            if self.teacher.is_remote and student.backbone == "teacher" and student.start is None:
+                raise ValueError(
+                    f"{student.name} begins from its teacher's weights, and of {self.teacher.model} there are none; "
+                    "set backbone to a Transformers encoder"
+                )
+        if self.teacher.model.startswith(VECTORS_SCHEME) and self.teacher.vectors is None:
+            raise ValueError(f"teacher.model {self.teacher.model} cannot be asked; give its vectors in teacher.vectors")
         return self
 
     def train_of(self, student: Student) -> Train:
@@ -460,7 +481,8 @@ def shipped_recipes() -> dict[str, Recipe]:
 def override_teacher(recipe: Recipe, model: str) -> Recipe:
     """`recipe` with another teacher, whose prompts, length and name are its own: those of the old one do not apply."""
     kept = recipe.teacher.model_dump(include={"compute_dtype", "storage_dtype", "batch_size"})
-    return recipe.model_copy(update={"teacher": Teacher(model=model, **kept)})
+    changed = recipe.model_copy(update={"teacher": Teacher(model=model, **kept)})
+    return Recipe.parse(changed.model_dump(), origin=f"--teacher {model}")
 
 
 def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

@@ -69,10 +69,10 @@ class Run:
         self.folder = folder
 
     @contextmanager
-    def lock(self) -> Iterator[None]:
-        """Keeps a second writer out. The lock goes with the process, so a killed run leaves none behind."""
+    def lock(self, name: str = "run") -> Iterator[None]:
+        """Keeps a second writer of the same `name` out. The lock goes with the process: a killed run leaves none."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(self.folder / "run.lock")
+        lock = FileLock(self.folder / f"{name}.lock")
         try:
             lock.acquire(timeout=0)
         except Timeout as error:
@@ -88,14 +88,15 @@ class Run:
         """Takes the folder for this recipe: writes `recipe.toml`, or checks that the one there says the same.
 
         What is measured and exported may change: nothing that was trained depends on it, and both have inputs of their
-        own.
+        own. So may what an API teacher is asked with, but for what changes its vectors, which the cache checks.
         """
         path = self.folder / "recipe.toml"
         if not path.is_file():
             write_text(path, recipe.to_toml())
             return
         known, wanted = (each.model_dump(mode="json") for each in (Recipe.load(path), recipe))
-        if {**known, "evaluate": wanted["evaluate"], "export": wanted["export"]} == wanted:
+        may_change = {"evaluate": wanted["evaluate"], "export": wanted["export"]}
+        if {**known, **may_change, "teacher": {**known["teacher"], "api": wanted["teacher"]["api"]}} == wanted:
             write_text(path, recipe.to_toml())
         else:
             raise LeafError(

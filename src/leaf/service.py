@@ -9,19 +9,30 @@ once. Keys come from the environment and go nowhere else. All of it may be calle
 """
 
 import email.utils
+import itertools
 import json
 import os
+import re
 import threading
 import time
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import httpx
-from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
+from tenacity import (
+    RetryCallState,
+    Retrying,
+    retry_if_exception_type,
+    sleep_using_event,
+    stop_after_attempt,
+    wait_random_exponential,
+)
 
 from leaf.errors import LeafError
 
+#: Timeouts, refused and lost connections, answers cut short; the second where the cut was inside a compressed answer.
+LOST = (httpx.TransportError, httpx.DecodingError)
 #: Answers that another try can change; so can 5xx.
 RETRIED = frozenset({408, 409, 425, 429})
 #: Codes that services give a 429 which no waiting will change: the account has no credit left.
@@ -32,12 +43,15 @@ LONGEST_WAIT = 60.0
 LONGEST_RETRY_AFTER = 3600.0
 
 
-class Again(Exception):
-    """One try failed in a way that another may not."""
+T = TypeVar("T")
 
-    def __init__(self, reason: str, wait: float = 0.0) -> None:
+
+class Again(Exception):
+    """One try failed in a way that another may not. `billed`: the service may have done the work, and bill for it."""
+
+    def __init__(self, reason: str, wait: float = 0.0, *, billed: bool = True) -> None:
         super().__init__(reason)
-        self.wait = wait
+        self.wait, self.billed = wait, billed
 
 
 class Pace:
@@ -48,15 +62,17 @@ class Pace:
         self._free = self._held = 0.0
         self._lock = threading.Lock()
 
-    def wait(self, tokens: float = 0) -> None:
-        """Returns when a request of `tokens` may go."""
+    def wait(self, tokens: float = 0, stop: threading.Event | None = None) -> None:
+        """Returns when a request of `tokens` may go, or when `stop` is set."""
         requests = 60 / self._requests if self._requests else 0.0
         seconds = max(requests, 60 * tokens / self._tokens if self._tokens else 0.0)
         with self._lock:
             mine = max(self._free, time.monotonic())
             self._free = mine + seconds
+        stop = stop or threading.Event()
         while (left := max(mine, self._held) - time.monotonic()) > 0:  # it may be held while it waits
-            time.sleep(left)
+            if stop.wait(left):
+                return
 
     def hold(self, seconds: float) -> None:
         """Holds every request back for `seconds`: a limit that one of them met is a limit for all."""
@@ -97,6 +113,14 @@ class OverBudget(LeafError):
     """The cost ceiling is reached; nothing more was sent."""
 
 
+class Refused(LeafError):
+    """The service said no to a request: `status` is HTTP's, `code` and `error` are what its body says of it."""
+
+    def __init__(self, message: str, status: int, code: str, error: Any) -> None:
+        super().__init__(message)
+        self.status, self.code, self.error = status, code, error
+
+
 class Service:
     """One API root. Raises `LeafError` for a URL that is none and for a key that is not in the environment.
 
@@ -123,8 +147,11 @@ class Service:
         key = os.environ.get(key_variable, "").strip() if key_variable else ""
         if key_variable and not key:
             raise LeafError(f"{parts.hostname} wants a key; put it into the environment variable {key_variable}")
+        if not re.fullmatch(r"[!-~]*", key):  # the HTTP client would say so with the key in its message
+            raise LeafError(f"the key in {key_variable} has characters that no key has, such as a line break")
         self.url = url.rstrip("/")
         self.pace = pace or Pace()
+        self._key = key
         self._attempts, self._on_retry = attempts, on_retry
         bearer = {"Authorization": f"Bearer {key}"} if key else {}
         self._client = httpx.Client(
@@ -133,48 +160,98 @@ class Service:
             limits=httpx.Limits(max_connections=None),
         )
 
-    def post(self, path: str, body: Any, *, tokens: float = 0, check: Callable[[Any], object] | None = None) -> Any:
+    def post(
+        self,
+        path: str,
+        body: Any,
+        *,
+        tokens: float = 0,
+        check: Callable[[Any], object] | None = None,
+        failed: Callable[[Again], object] | None = None,
+        stop: threading.Event | None = None,
+    ) -> Any:
         """The JSON that the service answers to `body`.
 
         `tokens` are what the request counts against a limit of tokens. `check(answer)` may raise `Again` for an answer
-        that is not what was asked for. Raises `LeafError` where the service refuses, or no try of `attempts` succeeds.
+        that is not what was asked for. `failed` hears of every try that came to nothing, and may raise. Once `stop` is
+        set, a try in flight is finished and no other begins. Raises `LeafError` where the service refuses, no try of
+        `attempts` succeeds, or `stop` was set before one did.
         """
+        stop = stop or threading.Event()
+        return self._persist(path, lambda: self._try(path, body, tokens, check, stop), failed, stop)
+
+    def stream(
+        self,
+        path: str,
+        body: Any,
+        read: Callable[[Iterator[str]], T],
+        *,
+        tokens: float = 0,
+        failed: Callable[[Again], object] | None = None,
+        stop: threading.Event | None = None,
+    ) -> T:
+        """What `read(events)` makes of an answer that comes in pieces; otherwise as `post`.
+
+        `events` are the data of server-sent events, or one string where the service answers in one piece. `timeout`
+        is then the longest silence, not the longest answer. Where the connection is lost, `events` raises `Again`;
+        `read` may raise it for an answer that is not what was asked for.
+        """
+        stop = stop or threading.Event()
+        return self._persist(path, lambda: self._try_stream(path, body, read, tokens, stop), failed, stop)
+
+    def reach(self) -> None:
+        """Raises `LeafError` where nobody listens at the URL: a mistyped one is then known before any waiting."""
+        try:
+            self._client.get(self.url + "/models")
+        except (httpx.ConnectError, httpx.ConnectTimeout) as error:
+            raise LeafError(f"{self.url} cannot be reached ({error}); is the URL right, and the server up?") from error
+        except httpx.HTTPError:  # somebody is there
+            pass
+
+    def close(self) -> None:
+        """Closes the connections."""
+        self._client.close()
+
+    def _persist(
+        self,
+        path: str,
+        attempt: Callable[[], T],
+        failed: Callable[[Again], object] | None,
+        stop: threading.Event,
+    ) -> T:
+        def try_once() -> T:
+            try:
+                return attempt()
+            except Again as error:
+                if failed is not None:
+                    failed(error)
+                raise
+
         retrying = Retrying(
             stop=stop_after_attempt(self._attempts),
             wait=_wait,
             retry=retry_if_exception_type(Again),
             before_sleep=self._tell,
+            sleep=sleep_using_event(stop),
             reraise=True,
         )
         try:
-            return retrying(self._try, path, body, tokens, check)
+            return retrying(try_once)
         except Again as error:
             raise LeafError(
                 f"{self.url}{path} failed {self._attempts} times, last with: {error}; what was bought is kept: run the "
                 "same command again later"
             ) from error
 
-    def close(self) -> None:
-        """Closes the connections."""
-        self._client.close()
-
-    def _try(self, path: str, body: Any, tokens: float, check: Callable[[Any], object] | None) -> Any:
-        self.pace.wait(tokens)
+    def _try(
+        self, path: str, body: Any, tokens: float, check: Callable[[Any], object] | None, stop: threading.Event
+    ) -> Any:
+        self._wait_turn(path, tokens, stop)
         try:
             response = self._client.post(self.url + path, json=body)
-        except httpx.TransportError as error:  # timeouts, refused and lost connections, answers cut short
-            raise Again(f"{type(error).__name__} {error}".strip()) from error
-        if response.status_code in RETRIED or response.status_code >= 500:
-            wait = retry_after(response.headers)
-            if wait > LONGEST_RETRY_AFTER or _code(response) in NO_CREDIT:
-                raise LeafError(f"{self.url}{path} will take no more for now: {_reason(response)}; look at the account")
-            if wait:
-                self.pace.hold(wait)
-            raise Again(f"{response.status_code}: {_reason(response)}", wait)
-        if response.status_code in (401, 403):
-            raise LeafError(f"{self.url}{path} refuses the key ({response.status_code}): {_reason(response)}")
-        if not response.is_success:
-            raise LeafError(f"{self.url}{path} refused the request with {response.status_code}: {_reason(response)}")
+        except LOST as error:
+            raise _lost(error) from error
+        self._check_status(path, response)
         try:
             answer = response.json()
         except ValueError as error:
@@ -183,9 +260,77 @@ class Service:
             check(answer)
         return answer
 
+    def _try_stream(
+        self, path: str, body: Any, read: Callable[[Iterator[str]], T], tokens: float, stop: threading.Event
+    ) -> T:
+        self._wait_turn(path, tokens, stop)
+        try:
+            with self._client.stream("POST", self.url + path, json=body) as response:
+                if not response.is_success:
+                    response.read()
+                self._check_status(path, response)
+                return read(_events(response))
+        except LOST as error:
+            raise _lost(error) from error
+
+    def _wait_turn(self, path: str, tokens: float, stop: threading.Event) -> None:
+        self.pace.wait(tokens, stop)
+        if stop.is_set():
+            raise LeafError(f"{self.url}{path} was not asked again: the work was stopped")
+
+    def _check_status(self, path: str, response: httpx.Response) -> None:
+        if response.status_code in RETRIED or response.status_code >= 500:
+            wait = retry_after(response.headers)
+            if wait > LONGEST_RETRY_AFTER or _code(response) in NO_CREDIT:
+                reason = self._reason(response)
+                raise LeafError(f"{self.url}{path} will take no more for now: {reason}; look at the account")
+            if wait:
+                self.pace.hold(wait)
+            raise Again(f"{response.status_code}: {self._reason(response)}", wait, billed=False)
+        if response.status_code in (401, 403):
+            raise self._refused(response, f"{self.url}{path} refuses the key ({response.status_code})")
+        if not response.is_success:
+            raise self._refused(response, f"{self.url}{path} refused the request with {response.status_code}")
+
+    def _refused(self, response: httpx.Response, what: str) -> Refused:
+        return Refused(f"{what}: {self._reason(response)}", response.status_code, _code(response), _error(response))
+
+    def _reason(self, response: httpx.Response) -> str:
+        """What the service says, without the key: some repeat the one they refuse."""
+        reason = _reason(response)
+        return reason.replace(self._key, "…") if self._key else reason
+
     def _tell(self, state: RetryCallState) -> None:
         if self._on_retry is not None and state.outcome is not None and state.next_action is not None:
             self._on_retry(str(state.outcome.exception()), state.next_action.sleep)
+
+
+def _lost(error: httpx.RequestError) -> Again:
+    sent = not isinstance(error, httpx.ConnectError | httpx.ConnectTimeout | httpx.PoolTimeout)
+    return Again(f"{type(error).__name__} {error}".strip(), billed=sent)
+
+
+def _events(response: httpx.Response) -> Iterator[str]:
+    """The data of each server-sent event; the whole body where the answer is none of those.
+
+    https://html.spec.whatwg.org/multipage/server-sent-events.html. Lines are cut as bytes: `str.splitlines`, which
+    `iter_lines` goes by, would also cut at U+2028, which JSON may hold.
+    """
+    try:
+        if "text/event-stream" not in response.headers.get("content-type", ""):
+            yield response.read().decode("utf-8", "replace")
+            return
+        rest, data = b"", list[str]()
+        for piece in itertools.chain(response.iter_bytes(), [b"\n\n"]):  # an end ends the last event, too
+            *lines, rest = (rest + piece).split(b"\n")
+            for line in (line.removesuffix(b"\r").decode("utf-8", "replace") for line in lines):
+                if line.startswith("data:"):
+                    data.append(line.removeprefix("data:").removeprefix(" "))
+                elif not line and data:
+                    yield "\n".join(data)
+                    data = []
+    except LOST as error:
+        raise _lost(error) from error
 
 
 _grow = wait_random_exponential(multiplier=0.5, max=LONGEST_WAIT)

@@ -105,7 +105,7 @@ def borrow(folder: Path, source: Path) -> None:
     """
     if read_manifest(source / "texts") is None:
         raise LeafError(f"{source} has no finished texts to take; give a run folder in which `leaf embed` has finished")
-    vectors = sorted(manifest.parent for manifest in (source / "embeddings").glob(f"*/{MANIFEST}"))
+    vectors = sorted(manifest.parent for manifest in (source / "embeddings").glob(f"[!.]*/{MANIFEST}"))
     for finished in (source / "texts", *vectors):
         link = folder / finished.relative_to(source)
         if link.exists():

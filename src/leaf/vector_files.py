@@ -49,16 +49,19 @@ def write_part(path: Path, vectors: Vectors, key: dict[str, Any], storage_dtype:
 
     Raises `LeafError` for a vector that is not finite.
     """
-    finite = np.isfinite(vectors).all(axis=1)
-    if not finite.all():
-        row = int(np.argmin(finite))
-        raise LeafError(
-            f"the teacher returned NaN or infinity for row {row} of {path.stem}; nothing of this shard was kept: check "
-            "the teacher's weights, or set teacher.compute_dtype = 'float32'"
-        )
-    norms = np.linalg.norm(vectors, axis=1)
-    rounded = vectors.astype(np.float16)
-    worst = min_cosine(vectors, rounded.astype(np.float32))
+    norms, rounded, worst = np.empty(len(vectors), vectors.dtype), np.empty(vectors.shape, np.float16), 1.0
+    for start in range(0, len(vectors), ROW_GROUP):  # all rows at once would need twice the memory of the vectors again
+        rows = slice(start, start + ROW_GROUP)
+        finite = np.isfinite(vectors[rows]).all(axis=1)
+        if not finite.all():
+            row = start + int(np.argmin(finite))
+            raise LeafError(
+                f"the teacher returned NaN or infinity for row {row} of {path.stem}; nothing of this shard was kept: "
+                "check the teacher's weights, or set teacher.compute_dtype = 'float32'"
+            )
+        norms[rows] = np.linalg.norm(vectors[rows], axis=1)
+        rounded[rows] = vectors[rows].astype(np.float16)
+        worst = min(worst, min_cosine(vectors[rows], rounded[rows].astype(np.float32)))
     stored = rounded if storage_dtype == "float16" and worst >= MIN_COSINE else vectors
     part = Part(
         file=path.name,

@@ -300,7 +300,7 @@ def test_the_card_has_front_matter_for_a_hub_and_usage_that_names_the_real_model
     assert "teacher.max_seq_length = 128" in body
     assert '- query: `"search: "`' in body
     assert "| questions | 80 | 5 | MIT |" in body
-    assert "| installed-docs | 12,345 | 95 | not stated in the recipe |" in body
+    assert "| installed-docs | 12,345 | 95 | not stated |" in body
     assert "| easy | nDCG@10 | 4 | 80.0 | 60.0 | 72.0 | 90.0 % (" in body
     assert "keeps 95.0 %" in body
     assert "2509.12539" in body
@@ -462,3 +462,37 @@ def test_the_summary_has_every_system_and_fits_100_columns_in_a_pipe(folder: Pat
 def test_reading_and_writing_a_report_needs_no_torch() -> None:
     code = "import sys, leaf.report; sys.exit('torch' in sys.modules or 'matplotlib' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_the_card_names_the_licence_of_every_source_and_those_that_forbid_commercial_use(folder: Path) -> None:
+    path = folder / "texts" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    counts = {"read": 9, "kept": 7, "held_out": 1, "rejected": {}}
+    manifest["sources"] |= {
+        "MS MARCO": counts,
+        "wiki": {**counts, "entry": "mixed"},
+        "a|b": {**counts, "entry": "mixed"},
+    }
+    put(path, manifest)
+    texts = [
+        *(each.model_dump() for each in RECIPE.texts),
+        {"source": "hub:someone/marco", "name": "MS MARCO", "licence": "research only", "commercial": False},
+        {"source": f"hub:{folder}", "name": "mixed", "licence": "CC-BY", "commercial": True, "source_column": "from"},
+    ]
+    write_report(folder, RECIPE.model_validate({**RECIPE.model_dump(), "texts": texts}))
+    card = (folder / "student-2l" / "README.md").read_text()
+    table = card.partition("## Texts")[2].partition("##")[0]
+    rows = [line for line in table.splitlines() if line.startswith("| ")][1:]
+    assert rows == [
+        "| questions | 80 | 5 | MIT |",
+        "| installed-docs | 12,345 | 95 | not stated |",
+        "| MS MARCO | 7 | 1 | research only |",
+        "| wiki | 7 | 1 | CC-BY |",
+        r"| a\|b | 7 | 1 | CC-BY |",
+    ]
+    assert "**Their licences forbid commercial use**: MS MARCO.\n" in table
+    matter = card.split("---")[1]
+    assert '- "someone/marco"' in matter
+    assert str(folder) not in matter  # a folder is no data set of the hub
+    write_report(folder, RECIPE)
+    assert "forbid commercial use" not in (folder / "student-2l" / "README.md").read_text()

@@ -1,4 +1,9 @@
+import subprocess
+import sys
+import threading
+import time
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -55,10 +60,10 @@ def texts(tmp_path):
     return folder, shards, everything, kinds
 
 
-def fill(texts, out, teacher):
+def fill(texts, out, teacher, **options):
     folder, shards, *_ = texts
     key = cache_key(teacher, "float32")
-    return embed(folder, shards, teacher, cache_folder(out, key), key)
+    return embed(folder, shards, teacher, cache_folder(out, key), key, **options)
 
 
 def stored(out, facts):
@@ -97,6 +102,121 @@ def test_a_text_is_never_paid_for_twice_when_the_pass_is_killed_between_shards(t
     third = HashTeacher()
     assert fill(texts, tmp_path / "e", third) == facts
     assert third.asked == []
+
+
+def test_ranks_share_the_shards_and_the_last_of_them_gets_the_facts_of_one_process(texts, tmp_path):
+    whole = fill(texts, tmp_path / "whole", HashTeacher())
+    teachers = [HashTeacher() for _ in range(3)]
+    found = [fill(texts, tmp_path / "e", teachers[rank], share=(rank, 3)) for rank in (2, 0, 1)]
+    assert found == [None, None, whole]
+    # By hand: shards of 10, 10 and 5 texts, one for each rank.
+    assert [sorted(teacher.asked) for teacher in teachers] == [
+        sorted(texts[2][rows]) for rows in (slice(10), slice(10, 20), slice(20, 25))
+    ]
+    assert [path.read_bytes() for path in sorted(tmp_path.glob("e/*/*"))] == [
+        path.read_bytes() for path in sorted(tmp_path.glob("whole/*/*"))
+    ]
+    for rank in range(3):  # whoever looks later finds the same
+        assert fill(texts, tmp_path / "e", HashTeacher(), share=(rank, 3)) == whole
+
+
+def test_three_processes_at_a_time_make_the_parts_of_one(texts, tmp_path):
+    """Rank 0 is killed in its second shard of three, and started again."""
+    folder, shards, *_ = texts
+    shards = [{**shards[number % 3], "file": f"part-{number:05}.parquet"} for number in range(9)]
+    for number in range(3, 9):
+        (folder / shards[number]["file"]).write_bytes((folder / shards[number % 3]["file"]).read_bytes())
+    teacher = HashTeacher()
+    key = cache_key(teacher, "float32")
+    whole = embed(folder, shards, teacher, tmp_path / "whole", key)
+    script = f"""
+import sys, time
+sys.path[:0] = {[str(Path(__file__).parent), str(Path(__file__).parents[1])]}
+from pathlib import Path
+from test_embed import HashTeacher, embed
+teacher, rank = HashTeacher(), int(sys.argv[1])
+encode = teacher.encode_document
+teacher.encode_document = lambda *a, **k: (time.sleep(float(sys.argv[2])), encode(*a, **k))[1]
+print(embed(Path({str(folder)!r}), {shards}, teacher, Path({str(tmp_path / "e")!r}), {key}, share=(rank, 3)))
+"""
+
+    def start(rank, seconds):
+        command = [sys.executable, "-c", script, str(rank), str(seconds)]
+        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+    ranks = [start(0, 0.5), start(1, 0.05), start(2, 0.05)]
+    while ranks[0].poll() is None and not (tmp_path / "e" / "part-00000.parquet").exists():
+        time.sleep(0.01)
+    ranks[0].kill()
+    ranks[0].communicate()
+    printed = [rank.communicate() for rank in ranks[1:]]
+    assert [out for out, _ in printed] == ["None\n", "None\n"], printed
+    out, problems = start(0, 0.0).communicate()
+    assert out == f"{whole}\n", problems
+    assert {path.name: path.read_bytes() for path in (tmp_path / "e").glob("part-*")} == {
+        path.name: path.read_bytes() for path in (tmp_path / "whole").iterdir()
+    }
+
+
+def test_a_part_of_another_teacher_that_a_rank_left_is_seen_before_the_cache_is_closed(texts, tmp_path):
+    folder, shards, *_ = texts
+    old, new = HashTeacher(version=1), HashTeacher(version=2)
+    out = tmp_path / "e"
+    embed(folder, shards, new, out, cache_key(new, "float32"), share=(0, 2))  # shards 0 and 2
+    new.encode_query = lambda texts, **_: (
+        embed(folder, shards[1:2], old, out, cache_key(old, "float32")),  # while rank 0 is at work
+        new._encode("query", texts),
+    )[1]
+    (out / shards[0]["file"]).unlink()
+    with pytest.raises(
+        LeafError, match=r"part-00001\.parquet holds vectors of another encoder .*teacher\.version was 1"
+    ):
+        embed(folder, shards, new, out, cache_key(new, "float32"), share=(0, 2))
+
+
+@pytest.mark.parametrize("share", [(3, 3), (-1, 3), (0, 0)])
+def test_a_rank_outside_its_world_is_refused(texts, tmp_path, share):
+    with pytest.raises(LeafError, match=rf"rank {share[0]} of {share[1]} was given, expected 0 to .* \$SLURM_PROCID"):
+        fill(texts, tmp_path / "e", HashTeacher(), share=share)
+
+
+def test_what_is_asked_before_a_part_is_written_keeps_it_out_and_the_parts_before_it_stay(texts, tmp_path):
+    calls = []
+
+    def changed():
+        calls.append(len(list(tmp_path.glob("e/*/part-*"))))
+        if len(calls) == 2:
+            raise LeafError("the model has changed")
+
+    with pytest.raises(LeafError, match="the model has changed"):
+        fill(texts, tmp_path / "e", HashTeacher(), before_write=changed)
+    assert calls == [0, 1]
+    assert [path.name for path in tmp_path.glob("e/*/part-*")] == ["part-00000.parquet"]
+
+
+def test_the_next_shard_is_encoded_while_the_last_is_written_and_what_was_bought_is_kept(texts, tmp_path, monkeypatch):
+    encoding, real = threading.Event(), module.write_part
+
+    def slow(*arguments):
+        assert encoding.wait(5), "nothing was encoded while this was written"
+        return real(*arguments)
+
+    monkeypatch.setattr(module, "write_part", slow)
+    teacher = HashTeacher()
+
+    def fails(texts, **_):
+        encoding.set()
+        raise LeafError("the service is down")
+
+    def encode_query(texts, **_):
+        if teacher.asked:
+            teacher.encode_document = fails
+        return teacher._encode("query", texts)
+
+    teacher.encode_query = encode_query
+    with pytest.raises(LeafError, match="the service is down"):
+        fill(texts, tmp_path / "e", teacher)
+    assert [path.name for path in tmp_path.glob("e/*/part-*")] == ["part-00000.parquet"]
 
 
 def test_a_cache_of_another_teacher_is_refused_and_the_field_named(texts, tmp_path):

@@ -11,6 +11,7 @@ import tomli_w
 
 from leaf.errors import LeafError
 from leaf.recipe import Prepare, Recipe, TextSource
+from leaf.texts import installed
 from leaf.texts.forms import normal_form, sentences, words
 from leaf.texts.leaks import Benchmark, Benchmarks, LeakCheck
 from leaf.texts.prepare import prepare
@@ -256,7 +257,7 @@ def test_refuse_says_how_many_and_which_and_writes_nothing(tmp_path: Path) -> No
     )
     with pytest.raises(LeafError, match=expected):
         prepare(rows, settings(leaks="refuse"), tmp_path / "texts", BENCHMARKS)
-    assert not list((tmp_path / "texts").iterdir())
+    assert [path.name for path in (tmp_path / "texts").iterdir()] == [".sources"]  # no shards
     facts = prepare([source(tmp_path, WORDS, "b")], settings(leaks="refuse"), tmp_path / "texts", BENCHMARKS)
     assert facts["leaks"]["texts"] == 0
     assert len(list((tmp_path / "texts").iterdir())) == 2
@@ -265,16 +266,11 @@ def test_refuse_says_how_many_and_which_and_writes_nothing(tmp_path: Path) -> No
 def test_a_pair_with_a_leaking_side_is_not_held_out_and_its_other_side_is_a_text_like_any(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from leaf.texts import prepare as module
-    from leaf.texts.sources import Row
+    def entries(packages: Sequence[str]) -> list[installed.Entry]:
+        return [installed.Entry(f"f{n}", f"question {n}", f"the answer to question {n}") for n in range(30)]
 
-    def read(source: TextSource, seed: int) -> Any:
-        for number in range(30):
-            yield Row(f"question {number}", "query", "docs", f"f{number}")
-            yield Row(f"the answer to question {number}", "document", "docs", f"f{number}")
-
-    monkeypatch.setattr(module, "read", read)
-    sources, benchmark = [TextSource(source="docs")], ("set", ["Question 7!"])
+    monkeypatch.setattr(installed, "entries", entries)
+    sources, benchmark = [TextSource(source="installed-docs", name="docs")], ("set", ["Question 7!"])
     facts = prepare(sources, settings(held_out=9, held_out_pairs=20), tmp_path / "texts", [benchmark])
     queries = (tmp_path / "texts" / "held-out-pairs" / "queries.jsonl").read_text()
     assert '"question 7"' not in queries

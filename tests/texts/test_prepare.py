@@ -9,10 +9,10 @@ import pytest
 
 from leaf.errors import LeafError
 from leaf.recipe import Prepare, TextSource
-from leaf.texts import prepare as module
-from leaf.texts.prepare import normal_form, prepare
+from leaf.texts import installed
+from leaf.texts.forms import normal_form
+from leaf.texts.prepare import prepare
 from leaf.texts.shards import read_shard, shard_digest
-from leaf.texts.sources import Row
 
 WORDS = [f"text number {n}" for n in range(400)]
 
@@ -159,7 +159,7 @@ def test_too_few_texts_empty_sources_and_unusable_texts_are_errors_with_a_fix(tm
         prepare([source(tmp_path, [])], settings(), tmp_path / "texts")
     with pytest.raises(LeafError, match=r"empty corpus: 2 rows .* \(empty 1, not a string 1\); check that `column`"):
         prepare([source(tmp_path, ["", None])], settings(), tmp_path / "texts")
-    assert not list((tmp_path / "texts").iterdir())
+    assert [path.name for path in (tmp_path / "texts").iterdir()] == [".sources"]  # what was read serves another try
 
 
 def test_files_of_a_killed_attempt_do_not_survive(tmp_path: Path) -> None:
@@ -173,20 +173,19 @@ def test_files_of_a_killed_attempt_do_not_survive(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
+DOCS = TextSource(source="installed-docs", name="docs")
 PAIRS = [(f"question {n}", f"the answer to question {n}") for n in range(40)]
 
 
 @pytest.fixture
 def pairs(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
-    """Replaces reading by these pairs; a test may change the list."""
+    """What the installed documentation is said to be; a test may change the list."""
     listed = list(PAIRS)
 
-    def read(source: TextSource, seed: int) -> Iterator[Row]:
-        for number, (query, document) in enumerate(listed):
-            yield Row(query, "query", "docs", f"module.f{number}")
-            yield Row(document, "document", "docs", f"module.f{number}")
+    def entries(packages: Sequence[str]) -> Iterator[installed.Entry]:
+        return (installed.Entry(f"module.f{number}", *pair) for number, pair in enumerate(listed))
 
-    monkeypatch.setattr(module, "read", read)
+    monkeypatch.setattr(installed, "entries", entries)
     return listed
 
 
@@ -207,7 +206,7 @@ def test_held_out_pairs_are_a_beir_folder_of_which_nothing_is_trained_on(
 ) -> None:
     pairs.append(("Question 0!", "a second answer to the question"))  # now question 0 has two documents
     pairs.append(("another question", "the ANSWER to question 1"))  # and this document two queries
-    facts = prepare([TextSource(source="docs")], settings(held_out_pairs=30), tmp_path / "texts")
+    facts = prepare([DOCS], settings(held_out_pairs=30), tmp_path / "texts")
     assert facts["held_out_pairs"]["pairs"] == 30
     corpus, queries, (header, *qrels) = beir(tmp_path / "texts" / "held-out-pairs")
     assert header == ["query-id", "corpus-id", "score"]
@@ -228,7 +227,7 @@ def test_held_out_pairs_are_a_beir_folder_of_which_nothing_is_trained_on(
 def test_the_same_pairs_are_held_out_whatever_the_order(tmp_path: Path, pairs: list[tuple[str, str]]) -> None:
     found = []
     for name in ("a", "b"):
-        prepare([TextSource(source="docs")], settings(held_out_pairs=10), tmp_path / name)
+        prepare([DOCS], settings(held_out_pairs=10), tmp_path / name)
         found.append(set(beir(tmp_path / name / "held-out-pairs")[1].values()))
         pairs.reverse()
     assert found[0] == found[1]
@@ -238,4 +237,4 @@ def test_the_same_pairs_are_held_out_whatever_the_order(tmp_path: Path, pairs: l
 def test_too_few_pairs_says_how_many_there_are(tmp_path: Path, pairs: list[tuple[str, str]]) -> None:
     pairs[1] = ("question 0", "yet another answer")
     with pytest.raises(LeafError, match=r"have 38 pairs whose texts occur only once, .*held_out_pairs = 39"):
-        prepare([TextSource(source="docs")], settings(held_out_pairs=39), tmp_path / "texts")
+        prepare([DOCS], settings(held_out_pairs=39), tmp_path / "texts")

@@ -11,8 +11,9 @@ from tokenizers.models import WordPiece
 
 from leaf.errors import LeafError
 from leaf.recipe import TextSource
-from leaf.texts import sources
-from leaf.texts.sources import Malformed, identity, name_of, read
+from leaf.texts import hub
+from leaf.texts.sources import identity, name_of, read
+from leaf.texts.tables import Malformed
 
 ROWS = [("a first text", "query"), ("ein zweiter, größer", "document")]
 
@@ -201,7 +202,7 @@ def test_an_unreachable_hub_is_one_line(spec: str, monkeypatch: pytest.MonkeyPat
 
 
 def test_a_missing_extra_gives_the_line_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sources, "find_spec", lambda name: None)
+    monkeypatch.setattr(hub, "find_spec", lambda name: None)
     with pytest.raises(LeafError, match=r"pip install 'leaf\[hub\]'"):
         texts(one("hub:someone/something"))
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from leaf.cli.common import (
+    AsJson,
     Changes,
     Run,
     Spending,
@@ -50,19 +51,148 @@ def distill(options: Any) -> None:
     _train(options, lambda pipeline: pipeline.distill(), _print_report)
 
 
-@verb(Run)
+class Looking:
+    """Whether sources are read, or only looked at."""
+
+    check: Annotated[
+        bool, typer.Option("--check", help="Read nothing; say which sources can be reached, and their licences.")
+    ] = False
+
+
+@verb(Run, Looking)
 def texts(options: Any) -> None:
     """Stage 1: read the sources, reject, deduplicate, hold out, write shards. Prints the counts per source.
 
     With `prepare.leak_check`, texts that are in a benchmark are dropped or refused: the last line says how many.
     """
-    _run(options, lambda pipeline: pipeline.texts(), _print_texts)
+    if options.check:
+        _check_texts(options)
+    else:
+        _run(options, lambda pipeline: pipeline.texts(), _print_texts)
 
 
-@verb(Run, Spending)
+class Vocabulary:
+    """How a language model is asked for definitions."""
+
+    words: Annotated[
+        str, typer.Argument(metavar="WORDS", help="A list of words: .txt, .jsonl, .csv, .tsv (also .gz) or .parquet.")
+    ]
+    llm: Annotated[
+        str, typer.Option("--llm", metavar="URL", help="An OpenAI-compatible API, such as http://localhost:8000/v1.")
+    ]
+    model: Annotated[str, typer.Option("--model", metavar="NAME", help="The model to ask there.")]
+    out: Annotated[
+        Path, typer.Option("--out", metavar="FILE", help="Output, .jsonl or .jsonl.gz; a journal stands beside it.")
+    ] = Path("vocabulary.jsonl.gz")
+    column: Annotated[
+        str, typer.Option("--column", metavar="NAME", help="Column of the words, where there are columns.")
+    ] = "text"
+    key_variable: Annotated[
+        str, typer.Option("--key-variable", metavar="NAME", help='Environment variable of the key; "" sends none.')
+    ] = "OPENAI_API_KEY"
+    prompt: Annotated[
+        Path | None,
+        typer.Option("--prompt", metavar="FILE", help="Your own prompt, with {words} where the list of words goes."),
+    ] = None
+    temperature: Annotated[float | None, typer.Option("--temperature", help="Default: the endpoint's.")] = None
+    limit: Annotated[
+        int | None,
+        typer.Option("--limit", min=1, help="A sample of so many words; a larger one later pays for the rest alone."),
+    ] = None
+    seed: Annotated[int, typer.Option("--seed", help="Of the sample.")] = 0
+    batch_words: Annotated[int, typer.Option("--batch-words", min=1, help="Words in one request.")] = 20
+    at_once: Annotated[
+        int, typer.Option("--at-once", min=1, help="Requests in flight: the most that a crash can lose once billed.")
+    ] = 8
+    max_output: Annotated[
+        int | None,
+        typer.Option("--max-output", min=1, help="Tokens of an answer. Default: 1,000 + 150 a word."),
+    ] = None
+    max_cost: Annotated[
+        float | None, typer.Option("--max-cost", metavar="USD", min=0, help="Stop before it costs more; needs prices.")
+    ] = None
+    price_in: Annotated[float | None, typer.Option("--price-in", metavar="USD", min=0, help="A million tokens.")] = None
+    price_out: Annotated[float | None, typer.Option("--price-out", metavar="USD", min=0, help="A million tokens.")] = (
+        None
+    )
+    requests_per_minute: Annotated[
+        float | None, typer.Option("--requests-per-minute", min=0, help="Send no more than this.")
+    ] = None
+    tokens_per_minute: Annotated[
+        float | None, typer.Option("--tokens-per-minute", min=0, help="Send no more than this.")
+    ] = None
+    timeout: Annotated[float, typer.Option("--timeout", help="Seconds: the longest silence of an answer.")] = 120
+    no_stream: Annotated[bool, typer.Option("--no-stream", help="Ask for answers in one piece.")] = False
+    as_json: AsJson = False
+
+
+@verb(Vocabulary, name="texts vocabulary")
+def texts_vocabulary(options: Any) -> None:
+    """Definitions of words by a language model, a text each (Appendix C): the ninth source of the paper's recipes.
+
+    Answers are held to a strict form, and what fails is asked again; at last it is kept in OUT's `.rejects.jsonl`.
+    Killed at any moment, the same command goes on, and no word that was answered is paid for again.
+    """
+    from dataclasses import asdict
+
+    from leaf.texts.vocabulary import synthesise
+
+    values = {key: value for key, value in vars(options).items() if key not in ("words", "out", "no_stream", "as_json")}
+    summary = synthesise(options.words, options.out, stream=not options.no_stream, **values)
+    if options.as_json:
+        print_json(asdict(summary))
+        return
+    cost = "" if summary.cost is None else f", ${summary.cost:,.2f}"
+    stdout.print(
+        f"{summary.out}  {summary.texts:,} texts of {summary.done:,} words; {summary.requests:,} requests, "
+        f"{summary.prompt_tokens:,} tokens in, {summary.completion_tokens:,} out{cost}",
+        soft_wrap=True,
+    )
+    if summary.rejects:
+        stdout.print(f"{summary.rejects}  {summary.rejected:,} words without a definition", soft_wrap=True)
+
+
+class Spread:
+    """How the teacher pass is spread over processes and machines."""
+
+    rank: Annotated[
+        int, typer.Option("--rank", min=0, help="Which of --world processes this is; they share the run folder.")
+    ] = 0
+    world: Annotated[int, typer.Option("--world", min=1, help="Processes that each take a share of the shards.")] = 1
+    cluster: Annotated[
+        str | None, typer.Option("--cluster", metavar="ADDRESS", help="A Ray cluster, HOST:PORT, or `local`.")
+    ] = None
+    workers: Annotated[
+        int | None,
+        typer.Option("--workers", min=1, help="With --cluster: workers asked for. Default: all there is room for."),
+    ] = None
+    gpus: Annotated[
+        float | None,
+        typer.Option("--gpus", min=0, help="With --cluster: GPUs a worker. Default: 1 if there are any."),
+    ] = None
+    cpus: Annotated[
+        float | None, typer.Option("--cpus", min=0, help="With --cluster: CPUs a worker. Default: 3 without a GPU.")
+    ] = None
+
+
+@verb(Run, Spending, Spread)
 def embed(options: Any) -> None:
-    """Stage 2: encode every text with the teacher, once; resumes by shard."""
-    _run(options, lambda pipeline: pipeline.embed(), _print_vectors)
+    """Stage 2: encode every text with the teacher, once; resumes by shard.
+
+    By several processes that share the run folder: `--rank $SLURM_PROCID --world $SLURM_NTASKS`, or any other numbers.
+    On a Ray cluster, without a shared folder: `--cluster HOST:PORT`.
+    """
+    resources = {key: getattr(options, key) for key in ("workers", "gpus", "cpus")}
+    if options.cluster is None:
+        if given := [f"--{key}" for key, value in resources.items() if value is not None]:
+            raise LeafError(f"{given[0]} says how work is placed on a Ray cluster: it goes with --cluster ADDRESS")
+        share = (options.rank, options.world)
+        _run(options, lambda pipeline: pipeline.embed(), lambda found: _print_vectors(found, share), share=share)
+        return
+    if options.world > 1 or options.rank > 0:
+        raise LeafError("--rank and --world split the work by hand, --cluster lets Ray do it; give one of them")
+    address = options.cluster
+    _run(options, lambda pipeline: pipeline.embed_on(address, **resources), _print_vectors)
 
 
 @verb(Run, Training)
@@ -287,19 +417,32 @@ def report(options: Any) -> None:
 class Planning:
     """How a recipe is looked at before it is run."""
 
+    hardware: Annotated[
+        str | None, typer.Option("--hardware", metavar="NAME", help="Hours on this: a100, h100, h200, l4, t4, cpu …")
+    ] = None
+    gpus: Annotated[int, typer.Option("--gpus", min=1, help="So many of them.")] = 1
     probe: Annotated[bool, typer.Option("--probe", help="Try the recipe on a sample of its texts.")] = False
     probe_texts: Annotated[int | None, typer.Option("--probe-texts", min=1, help="Texts of that sample.")] = None
 
 
 @verb(Run, Planning)
 def plan(options: Any) -> None:
-    """Before anyone pays for it: what a recipe can be expected to reach, from a minute or two on a sample of its texts.
+    """Before anyone pays for it: texts, tokens, disk, memory, hours and dollars of a recipe, from what is here.
 
-    Says what its students cannot reach, what tokenizers cut, which queries training lacks, and the error and retention
-    to expect. Writes preflight.json into the run folder, and nothing else.
+    With --probe also what it can be expected to reach, from a minute or two on a sample of its texts: what its students
+    cannot reach, what tokenizers cut, which queries training lacks, the error and retention to expect. That writes
+    preflight.json into the run folder, and nothing else.
     """
     if not options.probe:
-        raise LeafError("leaf plan: only --probe is there yet; add it")
+        from leaf.planning import plan as count
+        from leaf.planning import print_plan
+
+        record = count(open_recipe(options), options.out, hardware=options.hardware, gpus=options.gpus)
+        if options.as_json:
+            print_json(record)
+        else:
+            print_plan(record, stdout)
+        return
     from leaf.preflight import NUM_TEXTS, print_page
     from leaf.preflight import probe as try_out
 
@@ -358,10 +501,34 @@ def _print_texts(manifest: dict[str, Any]) -> None:
         )
 
 
-def _print_vectors(manifest: dict[str, Any]) -> None:
+def _check_texts(options: Any) -> None:
+    from dataclasses import asdict
+
+    from leaf.texts.check import check_sources, print_check
+
+    found = check_sources(open_recipe(options))
+    if options.as_json:
+        print_json([asdict(each) for each in found])
+    else:
+        print_check(found, stdout)
+    if not all(each.reachable and each.columns is not False for each in found):
+        raise SystemExit(1)
+
+
+def _print_vectors(manifest: dict[str, Any] | None, share: tuple[int, int] = (0, 1)) -> None:
+    if manifest is None:
+        stdout.print(f"the shards of rank {share[0]} of {share[1]} are done; others have some left", soft_wrap=True)
+        return
     stored = " and ".join(sorted({part["dtype"] for part in manifest["parts"]}))
     unit = "unit length" if manifest["normalised"] else "not normalised"
     stdout.print(f"{manifest['rows']:,} vectors, {manifest['dim']} dimensions, {stored}, {unit}")
+    if bill := manifest.get("bill"):
+        cost = "" if bill["cost"] is None else f", ${bill['cost']:,.2f}"
+        stdout.print(
+            f"bought: {bill['texts_bought']:,} texts, {bill['tokens']:,} tokens{cost}; {bill['texts_had']:,} were "
+            "there already",
+            soft_wrap=True,
+        )
 
 
 def _print_students(manifests: dict[str, dict[str, Any]]) -> None:

@@ -11,9 +11,9 @@ import numpy as np
 
 from leaf.encoder import Vectors
 from leaf.evaluation.alignment import mean_with_interval
-from leaf.evaluation.compare import PAIR_RESAMPLES, TWO_SIDED, evidence, main_scores
+from leaf.evaluation.compare import TWO_SIDED, evidence, main_scores
 from leaf.evaluation.records import Score
-from leaf.evaluation.statistics import RESAMPLES, Interval, mean_difference
+from leaf.evaluation.statistics import PAIR_RESAMPLES, RESAMPLES, Interval, mean_difference
 
 #: What the student as it was is called among a run's encoders: the name of the student, and this.
 BEFORE = "-before"
@@ -74,8 +74,8 @@ def score_changes(scores: Sequence[Score], student: str) -> list[Change]:
         whole = [(f"{task.replace('_', ' ')}, mean of {len(sets)}", sets)] if len(sets) > 1 else []
         for name, some in [*whole, *((each["after"].dataset, [each]) for each in sets)]:
             if pairs := evidence(some, "after", "before"):
-                old, new = (float(np.mean([each[when].value for each in some])) for when in ("before", "after"))
+                past, now = (float(np.mean([each[when].value for each in some])) for when in ("before", "after"))
                 num = sum(each["after"].num_queries for each in some)
                 resamples = PAIR_RESAMPLES if some[0]["after"].pairs else RESAMPLES
-                found.append(Change(name, mode, num, old, new, mean_difference(pairs, resamples)))
+                found.append(Change(name, mode, num, past, now, mean_difference(pairs, resamples)))
     return found

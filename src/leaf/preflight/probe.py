@@ -43,7 +43,6 @@ from leaf.spectrum import spectrum
 from leaf.student.model import build_student
 from leaf.teacher.embed import cache_key
 from leaf.teacher.model import SentenceTransformerEncoder
-from leaf.teacher.opening import is_remote
 from leaf.texts.prepare import HELD_OUT_PAIRS
 from leaf.texts.shards import read_shard
 from leaf.tokens import Tokenizer
@@ -78,7 +77,7 @@ def probe(
     # In float32 until there are texts to check bfloat16 on: the stages look for those in files that may not be there.
     exact = recipe.model_copy(update={"teacher": recipe.teacher.model_copy(update={"compute_dtype": "float32"})})
     pipeline = Pipeline(exact, out, device=device)
-    if recipe.teacher.vectors is not None or is_remote(recipe.teacher):
+    if recipe.teacher.vectors is not None or recipe.teacher.is_remote:
         raise LeafError("--probe looks into a teacher, and of this one there are only vectors; `leaf plan` counts them")
     folder, teacher = pipeline.run.folder, pipeline.teacher
     assert isinstance(teacher, SentenceTransformerEncoder)
@@ -301,7 +300,9 @@ def _student(
     wanted = min(settings.ridge_texts or Settings.model_fields["ridge_texts"].default, num_texts)
     begin = start_with(start.error, start.half_error, start.num_fitted, wanted)
     own = settings.backbone == "teacher" or resolve_model(settings.backbone) == pipeline.teacher.folder
-    layers = _num_layers(pipeline.teacher) if own and not student.is_table else None
+    teacher = pipeline.teacher
+    assert isinstance(teacher, SentenceTransformerEncoder)
+    layers = _num_layers(teacher) if own and not student.is_table else None
     ratio = expected_ratio(student.num_layers, layers, num_texts, train.cycles * train.epochs_per_cycle)
     epsilon = expected_epsilon(begin, bound, ratio)
     simulation = Simulation(asked, queries, vectors[checked], start.checked, normalise=normalise, seed=0)

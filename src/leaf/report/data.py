@@ -13,7 +13,7 @@ from leaf.errors import LeafError
 from leaf.evaluation import records
 from leaf.evaluation.compare import MODES, compare, main_scores, means
 from leaf.evaluation.records import Score
-from leaf.models import short_name
+from leaf.models import hub_id, short_name
 from leaf.provenance import provenance
 from leaf.recipe import Recipe
 from leaf.recipe import Student as StudentSettings
@@ -32,6 +32,9 @@ TRAINING = (
     "num_tokens",
     "seconds",
 )
+
+#: What a recipe says about the terms of a source.
+LICENCE = ("licence", "commercial")
 
 Json = TypeVar("Json", dict[str, Any], list[Any])
 #: The scores of one encoder in one mode: dataset → record.
@@ -127,16 +130,21 @@ def _select(found: Sequence[Score], mode: str, encoder: str | None = None) -> di
 
 
 def _texts(folder: Path, recipe: Recipe) -> dict[str, Any]:
-    """Counts and licence per text source. A licence that nobody wrote into the recipe stays None."""
-    licences = {name_of(source): source.licence for source in recipe.texts}
+    """Counts and licence per text source. What nobody wrote into the recipe stays None.
+
+    Rows that a column of their file names (`source_column`) have the licence of its entry.
+    """
+    entries = {name_of(source): source for source in recipe.texts}
     hub = [each.source.removeprefix("hub:") for each in recipe.texts if each.source.startswith("hub:")]
-    counts = _manifest(folder / "texts").get("sources", {})
+    sources: dict[str, dict[str, Any]] = {}
+    for name, counts in _manifest(folder / "texts").get("sources", {}).items():
+        entry = entries.get(counts.get("entry", name))
+        said = {"licence": entry.licence, "commercial": entry.commercial} if entry else dict.fromkeys(LICENCE)
+        sources[name] = {"kept": counts.get("kept"), "held_out": counts.get("held_out"), **said}
     return {
-        "sources": {
-            name: {"kept": each.get("kept"), "held_out": each.get("held_out"), "licence": licences.get(name)}
-            for name, each in counts.items()
-        },
-        "hub": list(dict.fromkeys(hub)),
+        "sources": sources,
+        "not_commercial": [name for name, each in sources.items() if each["commercial"] is False],
+        "hub": [name for name in dict.fromkeys(hub) if hub_id(name)],
     }
 
 

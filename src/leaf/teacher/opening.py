@@ -7,23 +7,23 @@ from typing import Literal, Protocol
 from leaf.encoder import Role
 from leaf.errors import LeafError
 from leaf.files import user_cache
-from leaf.models import short_name
+from leaf.recipe import VECTORS_SCHEME
 from leaf.recipe import Teacher as Settings
 from leaf.teacher.embed import TeacherEncoder
 from leaf.vector_files import key_of
 
-#: Models that are asked over HTTP begin so; what follows is the provider's own name.
-API_SCHEMES = ("openai:", "voyage:", "cohere:")
-#: A model that cannot be asked: its vectors are all there is.
-VECTORS_SCHEME = "vectors:"
+#: Where a run keeps its copy of vectors that were there before it.
+OWNED = ".owned"
 
 
 class Teacher(TeacherEncoder, Protocol):
     """What every kind of teacher can say of itself."""
 
     prompts: dict[Role, str]
-    folder: str | None
-    """Its weights, to begin a student from; None where there are only vectors of it."""
+
+    @property
+    def folder(self) -> str | None:
+        """Its weights, to begin a student from; None where there are only vectors of it."""
 
     @property
     def max_length(self) -> int | None:
@@ -32,16 +32,6 @@ class Teacher(TeacherEncoder, Protocol):
     @property
     def num_parameters(self) -> int | None:
         """Parameters; None where they are not known."""
-
-
-def is_api(settings: Settings) -> bool:
-    """Whether the teacher is asked over HTTP, for money."""
-    return settings.model.startswith(API_SCHEMES)
-
-
-def is_remote(settings: Settings) -> bool:
-    """Whether the teacher has no weights here: an API, or a model that cannot be asked at all."""
-    return settings.model.startswith((*API_SCHEMES, VECTORS_SCHEME))
 
 
 def open_teacher(
@@ -55,13 +45,14 @@ def open_teacher(
 ) -> Teacher:
     """The teacher of `settings`.
 
-    `embeddings` is the run's cache. `compute_dtype = "auto"` follows vectors that are there already, else what `sample`,
-    texts of the run, allow on this hardware. What an API answers is kept in the user's cache, for every run; `run` names
-    the one that `max_cost` (US dollars) is for.
+    `embeddings` is the run's cache. `compute_dtype = "auto"` follows vectors that are there already, else what
+    `sample`, texts of the run, allow on this hardware. What an API answers is kept in the user's cache, for every run;
+    `run` names the one that `max_cost` (US dollars) is for.
     """
-    name = settings.name or short_name(settings.model.removeprefix(VECTORS_SCHEME))
     inner: Teacher | None = None
-    if is_api(settings):
+    if max_cost is not None and not settings.is_api:
+        raise LeafError(f"--max-cost is for a teacher behind an API, and {settings.model} is none; leave it out")
+    if settings.is_api:
         from leaf.teacher.api import ApiTeacher
 
         inner = ApiTeacher(
@@ -73,14 +64,15 @@ def open_teacher(
             run=run,
             max_cost=max_cost,
         )
-    elif not settings.model.startswith(VECTORS_SCHEME):
+    elif not settings.is_remote:
         inner = _local(settings, device, embeddings, sample)
     if settings.vectors is not None:
         from leaf.teacher.vectors import OwnedTeacher
 
-        return OwnedTeacher(settings.vectors, inner, embeddings / ".owned", name=name)
-    if inner is None:
-        raise LeafError(f"teacher.model '{settings.model}' cannot be asked; give its vectors in teacher.vectors")
+        # A model that cannot be asked gives its space the name that it has in the recipe, whatever tables call it.
+        name = inner.name if inner is not None else settings.model.removeprefix(VECTORS_SCHEME)
+        return OwnedTeacher(settings.vectors, inner, embeddings / OWNED, name=name)
+    assert inner is not None, "the recipe has no teacher that is neither asked nor owned"
     return inner
 
 

@@ -76,11 +76,15 @@ class PackedPass:
             tokenised = ahead(tokenised, 1)
         self._backbone.set_attn_implementation(ATTENTION)
         try:
-            vectors = [self._encode(tokens, advance) for tokens in tokenised]
+            result: Vectors | None = None
+            for rows, tokens in zip(pieces, tokenised, strict=True):
+                vectors = self._encode(tokens, advance)
+                if result is None:
+                    result = np.empty((len(texts), vectors.shape[1]), dtype=np.float32)
+                result[rows] = vectors
         finally:
             self._backbone.set_attn_implementation("sdpa")
-        result = np.empty((len(texts), vectors[0].shape[1]), dtype=np.float32)
-        result[order] = np.concatenate(vectors)
+        assert result is not None, "there is a text"
         return result
 
     @torch.inference_mode()

@@ -1,61 +1,47 @@
 """Turns sources into shards: rejects what is no text, drops repeats, holds out, samples, and counts it all.
 
-Sources are read once, into a temporary file, since reading may mean downloading. Beside it only hashes are
-kept, 16 bytes a row, and every choice is made on them: a text's keyed hash is its ticket in a lottery that
-the lowest tickets win. So samples are uniform and exact in size, and neither the order of the rows nor the
-number of machines that wrote them changes who wins. Texts that are in a benchmark never reach that file: they
-are neither trained on nor held out, and everything else is as if they had not been there.
+Sources are read once, into spools (`leaf.texts.spool`), since reading may mean downloading: a run that is killed goes
+on with what it had read. Beside them only hashes are kept, 16 bytes a row, and every choice is made on them: a text's
+keyed hash is its ticket in a lottery that the lowest tickets win. So samples are uniform and exact in size, and neither
+the order of the rows nor the number of machines that wrote them changes who wins. Texts that are in a benchmark take
+no part: they are neither trained on nor held out, and everything else is as if they had not been there.
 """
 
 import enum
-import hashlib
 import json
 import shutil
-import time
-from array import array
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from leaf.errors import LeafError
 from leaf.files import write_text
-from leaf.progress import LINE_INTERVAL, progress, say
+from leaf.progress import progress
 from leaf.recipe import Prepare, TextSource
-from leaf.texts.forms import normal_form
 from leaf.texts.leaks import Benchmark, LeakCheck
 from leaf.texts.shards import HELD_OUT, shard_digest, shard_name, write_shard
-from leaf.texts.sources import Kind, Malformed, Row, name_of, read
+from leaf.texts.sources import Kind, OwnTexts, name_of
+from leaf.texts.spool import Spool
 
 HELD_OUT_PAIRS = "held-out-pairs"
-#: Rows of the temporary file written and read at a time.
-BATCH_ROWS = 8192
-#: … or so many characters, whichever is less.
+#: The folder of what was read so far, inside that of the texts; gone when they are complete.
+SPOOLS = ".sources"
+#: Characters that the leak check looks at at a time.
 BATCH_CHARACTERS = 1 << 23
-#: Why a text that the leak check found is not kept.
-IN_BENCHMARK = "in a benchmark"
 
 _Hashes = npt.NDArray[np.uint64]
-
-
-class _Text(NamedTuple):
-    """A `Row` whose text is usable."""
-
-    text: str
-    kind: Kind
-    source: str
-    pair: str | None
+_Fates = npt.NDArray[np.uint8]
 
 
 class Fate(enum.IntEnum):
-    """What becomes of a usable row."""
+    """What becomes of a row."""
 
     KEPT = 0
     HELD_OUT = 1
@@ -64,6 +50,9 @@ class Fate(enum.IntEnum):
     DUPLICATE = 4
     NEAR_DUPLICATE = 5
     COPY_OF_HELD_OUT = 6
+    IN_BENCHMARK = 7
+    REJECTED = 8
+    """No text at all: the spool says why."""
 
 
 #: Fates that count as rejections, as the manifest words them.
@@ -71,20 +60,31 @@ _REASONS = {
     Fate.DUPLICATE: "duplicate",
     Fate.NEAR_DUPLICATE: "near duplicate",
     Fate.COPY_OF_HELD_OUT: "copy of a held-out text",
+    Fate.IN_BENCHMARK: "in a benchmark",
 }
 
 
 def prepare(
-    sources: Sequence[TextSource], settings: Prepare, folder: Path, benchmarks: Sequence[Benchmark] = ()
+    sources: Sequence[TextSource],
+    settings: Prepare,
+    folder: Path,
+    benchmarks: Sequence[Benchmark] = (),
+    *,
+    vectors: OwnTexts | None = None,
+    vectors_digest: str | None = None,
 ) -> dict[str, Any]:
     """Writes shards, `held-out.parquet` and, if asked for, `held-out-pairs/`; returns facts for the manifest.
 
     Where texts repeat, the one read first is kept, so the order of the sources decides its kind and its
     spelling. `benchmarks` are what `settings.leak_check` names: a text that is in one of them (see
     `leaf.texts.leaks`) is rejected like any other, and a pair of which either side is rejected is none.
+    `vectors` gives the texts of the source `vectors`, and `vectors_digest` names their content.
+
+    Called again after a failure or a kill, with the same sources, it goes on: what was read is not read again, and
+    the files are those of an uninterrupted run, byte for byte. Memory is O(batch) and 17 bytes a row.
 
     Raises `LeafError` for sources that give nothing, for fewer texts or pairs than are to be held out and, where
-    `settings.leaks` is "refuse", for a text in a benchmark, before anything is written.
+    `settings.leaks` is "refuse", for a text in a benchmark, before any of these files is written.
     """
     if settings.leak_check and not benchmarks:
         raise LeafError(
@@ -93,28 +93,33 @@ def prepare(
         )
     folder.mkdir(parents=True, exist_ok=True)
     _clear(folder)
-    spool = folder / ".rows.tmp"
-    try:
-        rows = _collect(sources, settings, spool, benchmarks)
-        fates = _choose(rows, settings)
-        return _write(rows, fates, settings, spool, folder)
-    finally:
-        spool.unlink(missing_ok=True)
+    spools = [
+        Spool(folder / SPOOLS, number, source, settings, vectors, vectors_digest)
+        for number, source in enumerate(sources)
+    ]
+    _clear_spools(folder / SPOOLS, spools)
+    for spool in spools:
+        spool.fill()
+    rows = _look(spools)
+    check = _check_leaks(spools, rows, benchmarks, settings) if benchmarks else None
+    _choose(rows, settings)
+    facts = _write(rows, spools, settings, folder)
+    shutil.rmtree(folder / SPOOLS)
+    return {**facts, "leaks": check.facts() if check else None}
 
 
 @dataclass
 class _Rows:
-    """What is known of the rows in the spool: two hashes of each, and which of them answer each other."""
+    """What is known of all rows: two hashes of each, which of them answer each other, and what becomes of them."""
 
     exact: _Hashes
     forms: _Hashes
     """The keyed hash of the normal form: identity and lottery ticket in one."""
+    guards: npt.NDArray[np.bool_]
+    """Whether the row comes from a source with `guard`."""
     pairs: dict[str, tuple[int, int]]
     """Name → the rows of its query and its document."""
-    read: Counter[str] = field(default_factory=Counter)
-    rejected: dict[str, Counter[str]] = field(default_factory=dict)
-    leaks: dict[str, Any] | None = None
-    """What the leak check found; None where none was asked for."""
+    fates: _Fates
 
 
 def _clear(folder: Path) -> None:
@@ -125,119 +130,85 @@ def _clear(folder: Path) -> None:
         shutil.rmtree(folder / HELD_OUT_PAIRS)
 
 
-def _collect(sources: Sequence[TextSource], settings: Prepare, spool: Path, benchmarks: Sequence[Benchmark]) -> _Rows:
-    """Reads every source once and writes the usable rows to `spool`, in order."""
-    key = settings.seed.to_bytes(16, "little", signed=True)
-    exact, forms = array("Q"), array("Q")
+def _clear_spools(folder: Path, spools: Sequence[Spool]) -> None:
+    """Removes what was read for sources that are not asked for any more."""
+    for path in set(folder.glob("*")) - {spool.folder for spool in spools}:
+        shutil.rmtree(path)
+
+
+def _look(spools: Sequence[Spool]) -> _Rows:
+    """The hashes of all rows in the order of the sources."""
+    exact, forms, rejected, guards = [], [], [], []
     sides: dict[str, dict[Kind, int]] = {}
-    read_counts: Counter[str] = Counter()
-    rejected: dict[str, Counter[str]] = defaultdict(Counter)
-    schema = pa.schema({"text": pa.string(), "kind": pa.string(), "source": pa.string()})
-    check = LeakCheck(benchmarks) if benchmarks else None
-    usable = _usable(_rows(sources, settings.seed), settings.max_characters, read_counts, rejected)
-    with pq.ParquetWriter(spool, schema, compression="zstd") as writer:
-        for batch in _batches(usable):
-            leaking = check([row.text for row in batch], [row.source for row in batch]) if check else set()
-            for position in leaking:
-                rejected[batch[position].source][IN_BENCHMARK] += 1
-            kept = [row for position, row in enumerate(batch) if position not in leaking]
-            for row in kept:
-                if row.pair is not None:
-                    sides.setdefault(row.pair, {})[row.kind] = len(forms)
-                exact.append(_hash(row.text, key))
-                forms.append(_hash(normal_form(row.text), key))
-            columns = [[row.text for row in kept], [row.kind for row in kept], [row.source for row in kept]]
-            writer.write_batch(pa.record_batch(columns, schema=schema))
-    if check and settings.leaks == "refuse":
-        check.refuse()
-    if not forms:
-        reasons = sum(rejected.values(), Counter()).most_common()
-        raise LeafError(
-            f"empty corpus: {sum(read_counts.values()):,} rows were read and all of them rejected "
-            f"({', '.join(f'{reason} {count:,}' for reason, count in reasons)}); check that `column` is right"
-        )
+    first = 0
+    for spool in spools:
+        for batch in spool.batches(["exact", "form", "rejected", "kind", "pair"]):
+            exact.append(batch["exact"].to_numpy())
+            forms.append(batch["form"].to_numpy())
+            rejected.append(batch["rejected"].is_valid().to_numpy(zero_copy_only=False))
+            guards.append(np.full(batch.num_rows, spool.source.guard))
+            usable = pc.and_(batch["pair"].is_valid(), batch["rejected"].is_null())
+            for row in np.flatnonzero(usable.to_numpy(zero_copy_only=False)).tolist():
+                sides.setdefault(batch["pair"][row].as_py(), {})[batch["kind"][row].as_py()] = first + row
+            first += batch.num_rows
     pairs = {name: (rows["query"], rows["document"]) for name, rows in sides.items() if len(rows) == 2}
-    facts = check.facts() if check else None
-    return _Rows(np.asarray(exact, np.uint64), np.asarray(forms, np.uint64), pairs, read_counts, rejected, facts)
+    fates = np.where(np.concatenate(rejected), np.uint8(Fate.REJECTED), np.uint8(Fate.KEPT))
+    rows = _Rows(np.concatenate(exact), np.concatenate(forms), np.concatenate(guards), pairs, fates)
+    if (fates == Fate.REJECTED).all():
+        counts: Counter[str] = Counter()
+        for batch in (batch for spool in spools for batch in spool.batches(["rejected"])):
+            counts.update(batch["rejected"].to_pylist())
+        raise LeafError(
+            f"empty corpus: {len(fates):,} rows were read and all of them rejected "
+            f"({', '.join(f'{reason} {count:,}' for reason, count in counts.most_common())}); "
+            "check that `column` is right"
+        )
+    return rows
 
 
-def _usable(
-    rows: Iterable[Row], max_characters: int, read_counts: Counter[str], rejected: dict[str, Counter[str]]
-) -> Iterator[_Text]:
-    """The rows that are texts; counts the others by reason."""
-    for row in rows:
-        read_counts[row.source] += 1
-        reason = rejection(row.text, max_characters)
-        if reason is not None:
-            rejected[row.source][reason] += 1
-            continue
-        assert isinstance(row.text, str)
-        yield _Text(row.text, row.kind, row.source, row.pair)
+def _check_leaks(spools: Sequence[Spool], rows: _Rows, benchmarks: Sequence[Benchmark], settings: Prepare) -> LeakCheck:
+    """Takes texts that are in a benchmark out of `rows`, or refuses them."""
+    check = LeakCheck(benchmarks)
+    first = 0
+    with progress("texts: leak check", len(rows.fates)) as bar:
+        for spool in spools:
+            for batch in spool.batches(["text", "source"]):
+                usable = np.flatnonzero(rows.fates[first : first + batch.num_rows] != Fate.REJECTED)
+                texts, names = (batch[column].take(usable).to_pylist() for column in ("text", "source"))
+                for start, end in _parts(texts):
+                    leaking = [start + position for position in check(texts[start:end], names[start:end])]
+                    rows.fates[first + usable[leaking]] = Fate.IN_BENCHMARK
+                first += batch.num_rows
+                bar.advance(batch.num_rows)
+    if settings.leaks == "refuse":
+        check.refuse()
+    leaking = rows.fates == Fate.IN_BENCHMARK
+    rows.pairs = {name: pair for name, pair in rows.pairs.items() if not leaking[list(pair)].any()}
+    return check
 
 
-def _batches(rows: Iterable[_Text]) -> Iterator[list[_Text]]:
-    """Lists of up to `BATCH_ROWS` rows, shorter where texts are long."""
-    batch: list[_Text] = []
-    characters = 0
-    for row in rows:
-        batch.append(row)
-        characters += len(row.text)
-        if len(batch) == BATCH_ROWS or characters >= BATCH_CHARACTERS:
-            yield batch
-            batch, characters = [], 0
-    if batch:
-        yield batch
+def _parts(texts: Sequence[str]) -> Iterator[tuple[int, int]]:
+    """Cuts `texts` where they have come to `BATCH_CHARACTERS`."""
+    start = characters = 0
+    for end, text in enumerate(texts, 1):
+        characters += len(text)
+        if characters >= BATCH_CHARACTERS or end == len(texts):
+            yield start, end
+            start, characters = end, 0
 
 
-def _rows(sources: Iterable[TextSource], seed: int) -> Iterator[Row]:
-    for source in sources:
-        began = said = time.monotonic()
-        count = 0
-        for count, row in enumerate(read(source, seed), 1):
-            yield row
-            if count % BATCH_ROWS == 0 and time.monotonic() - said >= LINE_INTERVAL:
-                said = time.monotonic()
-                say(f"texts: {name_of(source)}: {count:,} rows so far")
-        if count == 0:
-            where = f" where {source.where}" if source.where else ""
-            raise LeafError(f"texts '{source.source}' has no rows{where}; correct it or leave it out")
-        say(f"texts: {name_of(source)}: {count:,} rows read in {time.monotonic() - began:.1f} s")
-
-
-def rejection(text: object, max_characters: int) -> str | None:
-    """Why `text` cannot be used, None if it can."""
-    if isinstance(text, Malformed):
-        return "malformed"
-    if not isinstance(text, str):
-        return "not a string"
-    if not text.strip():
-        return "empty"
-    if len(text) > max_characters:
-        return "too long"
-    if "\0" in text:
-        return "NUL"
-    try:
-        text.encode()
-    except UnicodeEncodeError:  # lone surrogates: bytes that were not UTF-8, or half of a JSON \ud83d\ude00
-        return "not UTF-8"
-    return None
-
-
-def _hash(text: str, key: bytes) -> int:
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8, key=key).digest(), "little")
-
-
-def _choose(rows: _Rows, settings: Prepare) -> npt.NDArray[np.uint8]:
-    """The `Fate` of every row, decided from hashes alone."""
-    forms = rows.forms
+def _choose(rows: _Rows, settings: Prepare) -> None:
+    """Decides the `Fate` of every row that is a text, from hashes alone."""
+    usable = np.flatnonzero(rows.fates == Fate.KEPT)
+    forms = rows.forms[usable]
     fates = np.full(len(forms), Fate.KEPT, np.uint8)
     repeated = _repeats(forms)
     if settings.dedup != "none":
-        fates[_repeats(rows.exact)] = Fate.DUPLICATE
+        fates[_repeats(rows.exact[usable])] = Fate.DUPLICATE
     if settings.dedup == "normalised":
         fates[repeated & (fates == Fate.KEPT)] = Fate.NEAR_DUPLICATE
     if settings.held_out_pairs:
-        fates[_choose_pairs(rows, settings.held_out_pairs)] = Fate.HELD_OUT_PAIR
+        fates[np.searchsorted(usable, _choose_pairs(rows, forms, settings.held_out_pairs))] = Fate.HELD_OUT_PAIR
 
     tickets = np.unique(forms[fates == Fate.KEPT])
     if len(tickets) < 2 * settings.held_out:
@@ -249,27 +220,44 @@ def _choose(rows: _Rows, settings: Prepare) -> npt.NDArray[np.uint8]:
     fates[winners & ~repeated] = Fate.HELD_OUT
     fates[winners & repeated] = Fate.COPY_OF_HELD_OUT
 
-    if settings.limit is not None:
-        training = np.flatnonzero(fates == Fate.KEPT)
-        by_ticket = training[np.argsort(forms[training], kind="stable")]
-        fates[by_ticket[settings.limit :]] = Fate.OVER_LIMIT
-    return fates
+    training = np.flatnonzero(fates == Fate.KEPT)
+    by_ticket = training[np.argsort(forms[training], kind="stable")]
+    over = _over_limit(rows.guards[usable][by_ticket], settings.guard_ratio, settings.limit)
+    fates[by_ticket[over]] = Fate.OVER_LIMIT
+    rows.fates[usable] = fates
 
 
-def _choose_pairs(rows: _Rows, count: int) -> list[int]:
+def _over_limit(guards: npt.NDArray[np.bool_], ratio: float, limit: int | None) -> npt.NDArray[np.bool_]:
+    """Which training texts are too many: guards beyond `ratio` times the others, and what is beyond `limit`.
+
+    The texts are in the order of their tickets. With a limit both hold: where guards among the first texts are too
+    many, the next of the others take their places.
+    """
+    num_others = int((~guards).sum())
+    most_guards = int(ratio * num_others) if num_others else len(guards)
+    kept = ~guards | (np.cumsum(guards) <= most_guards)
+    if limit is not None and kept.sum() > limit:
+        first = kept & (np.cumsum(kept) <= limit)
+        share = int(limit * ratio / (1 + ratio)) if num_others else limit
+        most_guards = min(int((first & guards).sum()), share)
+        kept = np.where(guards, np.cumsum(guards) <= most_guards, np.cumsum(~guards) <= limit - most_guards)
+    return np.asarray(~kept, bool)
+
+
+def _choose_pairs(rows: _Rows, forms: _Hashes, count: int) -> list[int]:
     """The rows of `count` held-out pairs.
 
     Only texts that occur once in all sources can be in one: a query that two documents answer would have one
     of them judged wrong, and a text met elsewhere would leak into training.
     """
-    _, inverse, counts = np.unique(rows.forms, return_inverse=True, return_counts=True)
-    once = counts[inverse] == 1
+    known, counts = np.unique(forms, return_counts=True)
+    once = set(known[counts == 1].tolist())
     # The ticket mixes both sides. The query's own would take all low tickets of queries, and leave none of
     # these queries for the held-out texts.
     tickets = [
         (int(rows.forms[query] ^ rows.forms[document]), query, document)
         for query, document in rows.pairs.values()
-        if once[query] and once[document]
+        if int(rows.forms[query]) in once and int(rows.forms[document]) in once
     ]
     if len(tickets) < count:
         raise LeafError(
@@ -286,59 +274,98 @@ def _repeats(hashes: _Hashes) -> npt.NDArray[np.bool_]:
     return repeated
 
 
-def _write(rows: _Rows, fates: npt.NDArray[np.uint8], settings: Prepare, spool: Path, folder: Path) -> dict[str, Any]:
+def _write(rows: _Rows, spools: Sequence[Spool], settings: Prepare, folder: Path) -> dict[str, Any]:
     shards = _ShardWriter(folder, settings.shard_rows)
     held_out: list[pa.Table] = []
     paired: dict[int, str] = {}
-    outcomes: Counter[tuple[str, int]] = Counter()
+    counts = _Counts()
     kinds: Counter[str] = Counter()
     characters = done = 0
-    with progress("texts: writing", len(fates)) as bar, pq.ParquetFile(spool) as file:
-        for batch in file.iter_batches(BATCH_ROWS):
-            fate = fates[done : done + batch.num_rows]
-            table = pa.Table.from_batches([batch])
-            training = table.filter(fate == Fate.KEPT)
-            shards.add(training)
-            kinds.update(training["kind"].to_pylist())
-            characters += pc.sum(pc.utf8_length(training["text"])).as_py() or 0
-            held_out.append(table.filter(fate == Fate.HELD_OUT))
-            in_pairs = np.flatnonzero(fate == Fate.HELD_OUT_PAIR)
-            texts = table["text"].take(in_pairs).to_pylist()
-            paired.update(zip((done + in_pairs).tolist(), texts, strict=True))
-            outcomes.update(zip(table["source"].to_pylist(), fate.tolist(), strict=True))
-            done += batch.num_rows
-            bar.advance(batch.num_rows)
+    with progress("texts: writing", len(rows.fates)) as bar:
+        for spool in spools:
+            for batch in spool.batches(["text", "kind", "source", "rejected"]):
+                fate = rows.fates[done : done + batch.num_rows]
+                counts.add(spool.source, batch, fate)
+                table = pa.Table.from_batches([batch.select(["text", "kind", "source"])])
+                training = table.filter(fate == Fate.KEPT)
+                shards.add(training)
+                kinds.update(_value_counts(training["kind"]))
+                characters += pc.sum(pc.utf8_length(training["text"])).as_py() or 0
+                held_out.append(table.filter(fate == Fate.HELD_OUT))
+                in_pairs = np.flatnonzero(fate == Fate.HELD_OUT_PAIR)
+                texts = table["text"].take(in_pairs).to_pylist()
+                paired.update(zip((done + in_pairs).tolist(), texts, strict=True))
+                done += batch.num_rows
+                bar.advance(batch.num_rows)
     # By ticket, that is in random order: the first n held-out texts are a uniform sample too.
-    order = np.argsort(rows.forms[fates == Fate.HELD_OUT])
-    files = shards.close()
-    num_rows = sum(file["rows"] for file in files)
+    order = np.argsort(rows.forms[rows.fates == Fate.HELD_OUT])
+    shard_facts = shards.close()
+    num_rows = sum(file["rows"] for file in shard_facts)
     return {
-        "shards": files,
-        "held_out": write_shard(folder / HELD_OUT, pa.concat_tables(held_out).take(order)),
+        "shards": shard_facts,
+        "held_out": write_shard(folder / HELD_OUT, _plain(held_out).take(order)),
         "held_out_pairs": _write_pairs(rows, paired, folder / HELD_OUT_PAIRS) if paired else None,
         "rows": num_rows,
         "kinds": {kind: kinds[kind] for kind in ("query", "document")},
         "mean_characters": round(characters / num_rows, 1),
-        "sources": _counts(rows, outcomes),
-        "leaks": rows.leaks,
+        "sources": counts.facts(),
     }
 
 
-def _counts(rows: _Rows, outcomes: Counter[tuple[str, int]]) -> dict[str, dict[str, Any]]:
-    """Per source: `read` is the sum of all the other numbers."""
-    counts: dict[str, dict[str, Any]] = {}
-    for source, read_rows in rows.read.items():
-        rejected = rows.rejected.get(source, Counter())
-        rejected.update({reason: outcomes[source, fate] for fate, reason in _REASONS.items() if outcomes[source, fate]})
-        counts[source] = {
-            "read": read_rows,
-            "kept": outcomes[source, Fate.KEPT],
-            "held_out": outcomes[source, Fate.HELD_OUT],
-            "held_out_pairs": outcomes[source, Fate.HELD_OUT_PAIR],
-            "over_limit": outcomes[source, Fate.OVER_LIMIT],
-            "rejected": dict(rejected),
-        }
-    return counts
+class _Counts:
+    """What became of the rows of each source."""
+
+    def __init__(self) -> None:
+        self._read: Counter[str] = Counter()
+        self._fates: Counter[tuple[str, int]] = Counter()
+        self._rejected: Counter[tuple[str, str]] = Counter()
+        self._entries: dict[str, TextSource] = {}
+
+    def add(self, source: TextSource, batch: pa.RecordBatch, fates: _Fates) -> None:
+        """Counts the rows of `batch`, which come from the entry `source`, with their fates."""
+        names, codes = batch["source"].dictionary.to_pylist(), batch["source"].indices.to_numpy()
+        for code, name in enumerate(names):
+            if not (of_name := codes == code).any():
+                continue
+            self._entries.setdefault(name, source)
+            self._read[name] += int(of_name.sum())
+            for fate, count in zip(*np.unique(fates[of_name], return_counts=True), strict=True):
+                self._fates[name, int(fate)] += int(count)
+            for reason, count in _value_counts(batch["rejected"].filter(pa.array(of_name))).items():
+                self._rejected[name, reason] += count
+
+    def facts(self) -> dict[str, dict[str, Any]]:
+        """Per source: `read` is the sum of all the other numbers. `entry` names the one that calls its rows so."""
+        counts = {}
+        for name, num_read in self._read.items():
+            rejected = {reason: count for (of, reason), count in self._rejected.items() if of == name}
+            for fate, reason in _REASONS.items():
+                if self._fates[name, fate]:
+                    rejected[reason] = self._fates[name, fate]
+            entry = self._entries[name]
+            counts[name] = {
+                "read": num_read,
+                "kept": self._fates[name, Fate.KEPT],
+                "held_out": self._fates[name, Fate.HELD_OUT],
+                "held_out_pairs": self._fates[name, Fate.HELD_OUT_PAIR],
+                "over_limit": self._fates[name, Fate.OVER_LIMIT],
+                "rejected": rejected,
+                **({"guard": True} if entry.guard else {}),
+                **({"entry": name_of(entry)} if name_of(entry) != name else {}),
+            }
+        return counts
+
+
+def _value_counts(column: Any) -> dict[str, int]:
+    """How often each value is there; nulls are not counted."""
+    column = column.drop_null()
+    return {each["values"]: each["counts"] for each in column.value_counts().to_pylist()}
+
+
+def _plain(tables: Sequence[pa.Table]) -> pa.Table:
+    """One table without a trace of how it was cut, so that the same rows make the same file."""
+    plain = pa.schema([pa.field(name, pa.string()) for name in tables[0].column_names])
+    return pa.concat_tables([table.cast(plain) for table in tables]).combine_chunks()
 
 
 class _ShardWriter:
@@ -360,7 +387,7 @@ class _ShardWriter:
         return self._files
 
     def _flush(self) -> None:
-        table = pa.concat_tables(self._pending)
+        table = _plain(self._pending)
         path = self._folder / shard_name(len(self._files))
         self._files.append(write_shard(path, table.slice(0, self._shard_rows)))
         self._pending = [table.slice(self._shard_rows)]

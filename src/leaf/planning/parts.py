@@ -1,0 +1,243 @@
+"""The teacher and the students of a recipe with the work each of them has."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from leaf.encoder import Role
+from leaf.models import short_name
+from leaf.planning.architecture import Architecture
+from leaf.planning.bills import api_bill
+from leaf.planning.known import API_DIMENSIONS
+from leaf.planning.lengths import CHARACTERS_PER_TOKEN, Reader
+from leaf.planning.models import APIS, VECTORS, Model, find_model
+from leaf.planning.rates import Step, forward_flops
+from leaf.planning.sampling import vector_width
+from leaf.planning.texts import Texts, Tokens
+from leaf.recipe import Recipe, Student
+from leaf.run import read_manifest
+from leaf.teacher.providers import provider_of
+
+
+@dataclass(frozen=True)
+class Taught:
+    """The teacher pass: over every training and held-out text whose vector is not there yet."""
+
+    model: Model
+    reader: Reader
+    texts: float
+    tokens: float
+    flops: float | None
+    """Of all texts; None where its size is not known, or where it is no model of ours to run."""
+    is_done: bool
+
+    @property
+    def is_api(self) -> bool:
+        """Whether somebody else runs it, for money."""
+        return is_api(self.model)
+
+    @property
+    def has_weights(self) -> bool:
+        """Whether it is a model that can be run, or started from."""
+        return not self.model.name.startswith((*APIS, VECTORS))
+
+    def forward(self, tokens: float, squares: float) -> float:
+        """FLOPs of so many other tokens; 0 where it is not run here."""
+        shape = self.model.architecture
+        return forward_flops(shape, None, tokens, squares) if shape is not None and self.has_weights else 0.0
+
+    def record(self, recipe: Recipe, evaluation: Mapping[str, Any]) -> dict[str, Any]:
+        """The teacher as JSON; `evaluation` is what `count_sets` found, for an API encodes these texts too."""
+        shape = self.model.architecture
+        record: dict[str, Any] = {
+            "name": recipe.teacher.name or short_name(self.model.name),
+            "model": self.model.name,
+            "facts_from": self.model.origin,
+            "parameters": shape.published_parameters if shape else None,
+            "matrices": shape.matrices if shape else None,
+            "layers": shape.layers if shape else None,
+            "width": shape.width if shape else None,
+            "dim": self.model.dim,
+            "max_length": self.reader.max_length,
+            "texts": round(self.texts),
+            "tokens": round(self.tokens),
+            "flops": self.flops,
+            "is_done": self.is_done,
+            "api": None,
+        }
+        if self.is_api:
+            both = round(self.texts) + evaluation["texts"], round(self.tokens + evaluation["tokens"])
+            record["api"] = api_bill(self.model.name, recipe.teacher.api, *both)
+        return record
+
+
+@dataclass(frozen=True)
+class Trained:
+    """One student and its training."""
+
+    name: str
+    backbone: Model
+    architecture: Architecture | None
+    """Of the student: the layers that it keeps; 0 of them for a table."""
+    dim: int | None
+    reader: Reader
+    parameters: int | None
+    texts: int
+    """Training texts of an epoch."""
+    tokens: float
+    """Of an epoch."""
+    squares: float
+    """Squared lengths of an epoch."""
+    epochs: int
+    batch_size: int
+    accumulation: int
+    keeps_checkpoints: bool
+    is_done: bool
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps: whole batches of an epoch, times epochs."""
+        return self.texts // self.batch_size * self.epochs
+
+    @property
+    def visits(self) -> int:
+        """Texts that training reads, over all epochs."""
+        return self.texts * self.epochs
+
+    @property
+    def slice_tokens(self) -> float:
+        """Tokens that are in memory at once."""
+        return self.tokens / max(self.texts, 1) * self.batch_size / self.accumulation
+
+    @property
+    def step(self) -> Step | None:
+        """What a step takes; None where the size is not known."""
+        if self.architecture is None or self.parameters is None or self.dim is None or not self.texts:
+            return None
+        means = self.tokens / self.texts, self.squares / self.texts
+        return Step(self.architecture, self.dim, self.parameters, self.batch_size, *means)
+
+    def record(self) -> dict[str, Any]:
+        """The student as JSON."""
+        step = self.step
+        return {
+            "name": self.name,
+            "backbone": self.backbone.name,
+            "facts_from": self.backbone.origin,
+            "layers": self.architecture.layers if self.architecture else None,
+            "width": self.architecture.width if self.architecture else None,
+            "parameters": self.parameters,
+            "max_length": self.reader.max_length,
+            "texts": self.texts,
+            "epochs": self.epochs,
+            "visits": self.visits,
+            "batch_size": self.batch_size,
+            "steps": self.steps,
+            "tokens": self.tokens * self.epochs,
+            "flops": step.flops * self.steps if step else None,
+            "is_done": self.is_done,
+        }
+
+
+def plan_teacher(recipe: Recipe, texts: Texts, folder: Path) -> Taught:
+    """The teacher of `recipe` and its pass over `texts`."""
+    model = _teacher(recipe)
+    reader = reader_of(recipe, model)
+    share = (texts.training + texts.held_out) / texts.training if texts.training else 0.0
+    wanted = texts.tokens(reader, owned=False)
+    if model.name.startswith(VECTORS):
+        wanted = Tokens()
+    shape = model.architecture
+    flops = None if shape is None or is_api(model) else shape.flops(wanted.tokens, wanted.squares) * share
+    done = texts.is_measured and any(
+        manifest.parent.name != "evaluation" and (read_manifest(manifest.parent) or {}).get("rows") is not None
+        for manifest in (folder / "embeddings").glob("[!.]*/manifest.json")
+    )
+    return Taught(model, reader, wanted.texts * share, wanted.tokens * share, flops, done)
+
+
+def plan_student(recipe: Recipe, student: Student, teacher: Model, texts: Texts, folder: Path) -> Trained:
+    """One student of `recipe`, taught by `teacher`."""
+    train = recipe.train_of(student)
+    backbone = _backbone(student, teacher)
+    shape = backbone.architecture
+    if shape is not None and student.layers is not None and student.start is None:
+        shape = shape.with_layers(len(student.layers))
+    dim, is_table = teacher.dim, shape is not None and not shape.layers
+    prompts = {**_student_prompts(recipe, teacher), **student.prompts}
+    limits = [student.max_length or reader_of(recipe, teacher).max_length, backbone.max_length]
+    limit = min((each for each in limits if each is not None), default=None)
+    reader = Reader(backbone.tokenizer, limit, prompts["query"], prompts["document"], is_table)
+    read = texts.tokens(reader, kinds=train.kinds)
+    rows = min(round(read.texts), train.limit or round(read.texts))
+    share = rows / read.texts if read.texts else 0.0
+    return Trained(
+        student.name,
+        backbone,
+        shape,
+        dim,
+        reader,
+        _parameters(shape, dim, student.bias) if shape is not None and dim is not None else None,
+        rows,
+        read.tokens * share,
+        read.squares * share,
+        train.cycles * train.epochs_per_cycle,
+        train.batch_size,
+        train.accumulation,
+        train.keep_checkpoints,
+        read_manifest(folder / student.name) is not None and texts.is_measured,
+    )
+
+
+def reader_of(recipe: Recipe, teacher: Model) -> Reader:
+    """How the teacher reads: an API whole texts, unless the recipe cuts them."""
+    prompts, limit = _prompts(recipe, teacher), teacher.max_length
+    if is_api(teacher) and recipe.teacher.api.characters:
+        cut = round(recipe.teacher.api.characters / CHARACTERS_PER_TOKEN)
+        limit = cut if limit is None else min(limit, cut)
+    return Reader(teacher.tokenizer, limit, prompts["query"], prompts["document"])
+
+
+def is_api(teacher: Model) -> bool:
+    """Whether somebody else runs the teacher, for money."""
+    return teacher.name.startswith(APIS)
+
+
+def _teacher(recipe: Recipe) -> Model:
+    settings = recipe.teacher
+    width = vector_width(settings.vectors) if settings.vectors is not None else None
+    if settings.model.startswith(APIS):
+        dim = settings.api.dimensions or API_DIMENSIONS.get(settings.model) or width
+        return Model(settings.model, "an API", dim=dim, max_length=settings.max_length)
+    if settings.model.startswith(VECTORS):
+        return Model(settings.model, "its vectors", dim=width)
+    found = find_model(settings.model, settings.revision)
+    limits = [each for each in (settings.max_length, found.max_length) if each is not None]
+    return replace(found, max_length=min(limits, default=None), dim=found.dim or width)
+
+
+def _backbone(student: Student, teacher: Model) -> Model:
+    if student.start is not None:
+        return find_model(student.start)
+    return teacher if student.backbone == "teacher" else find_model(student.backbone, student.revision)
+
+
+def _prompts(recipe: Recipe, teacher: Model) -> dict[Role, str]:
+    empty: dict[Role, str] = {"query": "", "document": ""}
+    return {**empty, **teacher.prompts, **recipe.teacher.prompts}
+
+
+def _student_prompts(recipe: Recipe, teacher: Model) -> dict[Role, str]:
+    """The teacher's; behind an API that is told roles in another way, `query: ` (`leaf.recipe.Student.prompts`)."""
+    prompts = _prompts(recipe, teacher)
+    if is_api(teacher) and provider_of(teacher.name)[0].input_types and not prompts["query"]:
+        prompts["query"] = "query: "
+    return prompts
+
+
+def _parameters(shape: Architecture, dim: int, bias: bool) -> int:
+    """A table is folded into the teacher's width; any other student has a head."""
+    if not shape.layers:
+        return shape.vocabulary * dim
+    return shape.parameters + shape.width * dim + (dim if bias else 0)

@@ -1,0 +1,97 @@
+"""What a person should know before starting: sentences, what stops the run first."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from leaf.planning.lengths import CHARACTERS_PER_TOKEN
+from leaf.planning.models import APIS, VECTORS
+from leaf.planning.rates import CPU, GPUS
+from leaf.planning.texts import Source
+from leaf.recipe import Recipe
+from leaf.teacher.providers import provider_of
+
+
+def warnings(record: Mapping[str, Any], recipe: Recipe, sources: Sequence[Source], hardware: str | None) -> list[str]:
+    """The warnings about a record of `plan`, each one sentence."""
+    said = [*_cannot(recipe, sources), *_files(sources, record["evaluation"]), *_space(record)]
+    said += [*_unknown(record, recipe), *_rights(sources)]
+    if hardware not in (None, CPU, *GPUS):
+        said.append(f"no hardware '{hardware}' is known; there are {', '.join((CPU, *GPUS))}")
+    return said
+
+
+def _cannot(recipe: Recipe, sources: Sequence[Source]) -> Iterator[str]:
+    if recipe.teacher.model.startswith(VECTORS) and any(each.source != "vectors" for each in recipe.texts):
+        yield f"{recipe.teacher.model} cannot be asked: texts that are not among its vectors have no target"
+    if recipe.teacher.model.startswith(APIS):
+        yield from _too_long(recipe, sources)
+
+
+def _too_long(recipe: Recipe, sources: Sequence[Source]) -> Iterator[str]:
+    """Texts that the provider itself would refuse. Another server at `api.url` has limits of its own."""
+    api = recipe.teacher.api
+    limit = provider_of(recipe.teacher.model)[0].max_text_tokens
+    if limit is None or api.characters is not None or api.url is not None:
+        return
+    for source in sources:
+        long = sum(len(text) > limit * CHARACTERS_PER_TOKEN for text, _ in source.texts)
+        if long:
+            yield (
+                f"{source.name}: about {100 * long / len(source.texts):.1f} % of the texts are longer than the "
+                f"{limit:,} tokens that {recipe.teacher.model} takes; set teacher.api.characters"
+            )
+
+
+def _files(sources: Sequence[Source], evaluation: Mapping[str, Any]) -> Iterator[str]:
+    for source in sources:
+        if source.problem is None:
+            continue
+        is_vocabulary = "vocabulary" in Path(source.source).name and not Path(source.source).exists()
+        yield f"{source.name}: {source.problem}" + ("; `leaf texts vocabulary` makes it" if is_vocabulary else "")
+    if evaluation["missing"]:
+        yield f"evaluate.data: there is no {_list(evaluation['missing'])}"
+
+
+def _space(record: Mapping[str, Any]) -> Iterator[str]:
+    disk, memory = record["disk"], record["memory"]
+    if disk["most"] > disk["free"]:
+        yield (
+            f"the disk is too small: {disk['most'] / 1e9:,.1f} GB are needed and {disk['free'] / 1e9:,.1f} GB are free "
+            f"at {disk['where']}; choose an --out on a larger one"
+        )
+    machine = memory["machine"]
+    most = max(memory["stages"], key=lambda stage: stage["bytes"])
+    if machine is not None and most["bytes"] > machine:
+        yield (
+            f"the memory is too small for {most['stage']}: about {most['bytes'] / 1e9:,.1f} GB of "
+            f"{machine / 1e9:,.1f} GB; raise train.accumulation, or use a GPU"
+        )
+
+
+def _unknown(record: Mapping[str, Any], recipe: Recipe) -> Iterator[str]:
+    uncounted = [each["name"] for each in record["texts"]["sources"] if each["rows"] is None]
+    if uncounted:
+        yield f"rows of {_list(uncounted)} are not known, and counted as none: set rows or about.rows"
+    teacher = record["teacher"]
+    if teacher["api"] is not None and teacher["api"]["cost"] is None:
+        yield "price not given: set teacher.api.price, US dollars for a million tokens"
+    if teacher["dim"] is None:
+        fix = "set teacher.api.dimensions" if teacher["api"] is not None else "load it once, or name a local copy"
+        yield f"the width of {teacher['name']}'s vectors is not known: disk and students are left out; {fix}"
+    elif teacher["flops"] is None and teacher["api"] is None and not recipe.teacher.model.startswith(VECTORS):
+        yield f"no hours for the teacher pass: {teacher['facts_from']}"
+    for student in record["students"]:
+        if student["layers"] is None:
+            yield f"no hours for {student['name']}: {student['facts_from']}"
+
+
+def _rights(sources: Sequence[Source]) -> Iterator[str]:
+    closed = [each.name for each in sources if each.commercial is False or "non-commercial" in (each.licence or "")]
+    if closed:
+        yield f"not for commercial use: {_list(closed)}; --commercial leaves out what says so"
+
+
+def _list(names: Sequence[str], most: int = 4) -> str:
+    shown = ", ".join(names[:most])
+    return shown if len(names) <= most else f"{shown} and {len(names) - most} more"
