@@ -130,6 +130,9 @@ def test_an_index_that_is_there_is_the_teacher_and_only_queries_are_asked(tmp_pa
         assert set(QUERIES) <= set(hosted.asked(service))
         assert len(compared) == 16  # to see that the vectors are this model's
     assert set(report["texts"]["sources"]) == {"index", "queries"}
+    page = (tmp_path / "run" / "report.md").read_text()
+    assert "Bought from openai:hosted: 136 texts" in page  # 120 queries, and 16 to compare
+    assert "Owned vectors: 0 of 120 queries and 180 of 180 documents had one" in page
     manifest = json.loads(next((tmp_path / "run" / "embeddings").glob("[!.]*/manifest.json")).read_text())
     assert manifest["coverage"]["texts"]["document"] == [len(DOCUMENTS), len(DOCUMENTS)]
     assert manifest["coverage"]["texts"]["query"] == [0, len(QUERIES)]

@@ -237,8 +237,9 @@ class Pipeline:
         if isinstance(self.teacher, OwnedTeacher):
             folder = self.run.folder / "texts"
             covered = coverage_of(self.teacher.owned, folder, embeddings, _shards(texts), texts["held_out"])
-            found |= {"owned": self.teacher.facts(), "coverage": covered.to_json()}
-            say(covered.sentence())
+            said = covered.sentence()
+            found |= {"owned": self.teacher.facts(), "coverage": {**covered.to_json(), "sentence": said}}
+            say(said)
         return found
 
     def train(self) -> dict[str, dict[str, Any]]:

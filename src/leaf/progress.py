@@ -18,7 +18,7 @@ from rich.progress import TimeRemainingColumn as Remaining
 LINE_INTERVAL = 15.0
 
 #: stderr, so that stdout holds results alone and `--json` can be piped.
-console = Console(stderr=True, highlight=False, soft_wrap=True)
+console = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
 
 
 def say(message: str) -> None:

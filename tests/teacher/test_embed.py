@@ -1,9 +1,9 @@
+import inspect
 import subprocess
 import sys
 import threading
 import time
 import zlib
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -130,10 +130,12 @@ def test_three_processes_at_a_time_make_the_parts_of_one(texts, tmp_path):
     key = cache_key(teacher, "float32")
     whole = embed(folder, shards, teacher, tmp_path / "whole", key)
     script = f"""
-import sys, time
-sys.path[:0] = {[str(Path(__file__).parent), str(Path(__file__).parents[1])]}
+import sys, time, zlib
+import numpy as np
 from pathlib import Path
-from test_embed import HashTeacher, embed
+from leaf.teacher.embed import embed
+DIM = {DIM}
+{inspect.getsource(HashTeacher)}
 teacher, rank = HashTeacher(), int(sys.argv[1])
 encode = teacher.encode_document
 teacher.encode_document = lambda *a, **k: (time.sleep(float(sys.argv[2])), encode(*a, **k))[1]
@@ -151,8 +153,7 @@ print(embed(Path({str(folder)!r}), {shards}, teacher, Path({str(tmp_path / "e")!
     ranks[0].communicate()
     printed = [rank.communicate() for rank in ranks[1:]]
     assert [out for out, _ in printed] == ["None\n", "None\n"], printed
-    out, problems = start(0, 0.0).communicate()
-    assert out == f"{whole}\n", problems
+    assert embed(folder, shards, teacher, tmp_path / "e", key, share=(0, 3)) == whole
     assert {path.name: path.read_bytes() for path in (tmp_path / "e").glob("part-*")} == {
         path.name: path.read_bytes() for path in (tmp_path / "whole").iterdir()
     }
@@ -204,13 +205,10 @@ def test_the_next_shard_is_encoded_while_the_last_is_written_and_what_was_bought
     monkeypatch.setattr(module, "write_part", slow)
     teacher = HashTeacher()
 
-    def fails(texts, **_):
-        encoding.set()
-        raise LeafError("the service is down")
-
     def encode_query(texts, **_):
         if teacher.asked:
-            teacher.encode_document = fails
+            encoding.set()
+            raise LeafError("the service is down")
         return teacher._encode("query", texts)
 
     teacher.encode_query = encode_query

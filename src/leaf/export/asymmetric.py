@@ -149,8 +149,8 @@ def _load_teacher(space: Space, teacher: str | Path | None, device: str | None) 
     known = space.teacher
     if "weights" not in known:
         raise LeafError(
-            f"{known['model']} has no weights to put into a package, or to name in one; ship the student alone, and let "
-            "its teacher go on encoding documents where it does"
+            f"{known['model']} has no weights to put into a package, or to name in one; ship the student alone, and "
+            "let its teacher go on encoding documents where it does"
         )
     return SentenceTransformerEncoder(
         str(teacher or known["model"]),

@@ -231,7 +231,8 @@ def _prompts(recipe: Recipe, teacher: Model) -> dict[Role, str]:
 def _student_prompts(recipe: Recipe, teacher: Model) -> dict[Role, str]:
     """The teacher's; behind an API that is told roles in another way, `query: ` (`leaf.recipe.Student.prompts`)."""
     prompts = _prompts(recipe, teacher)
-    if is_api(teacher) and provider_of(teacher.name)[0].input_types and not prompts["query"]:
+    tells_roles = is_api(teacher) and (recipe.teacher.api.input_types or provider_of(teacher.name)[0].input_types)
+    if tells_roles and not any(prompts.values()):
         prompts["query"] = "query: "
     return prompts
 

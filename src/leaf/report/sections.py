@@ -18,7 +18,8 @@ from leaf.figures import Figure
 from leaf.report import adaptation, alignment, margin, preflight
 from leaf.report.curves import curves_caption, curves_table, draw_curves
 from leaf.report.scores import student_table
-from leaf.report.words import Table
+from leaf.report.words import Table, count
+from leaf.run import MANIFEST
 
 
 class Section(NamedTuple):
@@ -34,7 +35,7 @@ def sections(folder: Path, report: Mapping[str, Any]) -> list[Section]:
     """The sections of the run in `folder`, in order; `report` is the content of `report.json`."""
     return [
         each
-        for make in (_adaptation, _kept, _curves, _alignment, _margins, _prediction)
+        for make in (_adaptation, _kept, _curves, _alignment, _margins, _prediction, _vectors)
         for each in make(folder, report)
     ]
 
@@ -129,6 +130,23 @@ def _prediction(folder: Path, report: Mapping[str, Any]) -> Iterator[Section]:
     rows, said = preflight.compare(probe, report)
     figure = preflight.draw_rank(probe)
     yield Section("Predicted and reached", said, [("Prediction", rows)], {"rank": figure} if figure else {})
+
+
+def _vectors(folder: Path, report: Mapping[str, Any]) -> Iterator[Section]:
+    """Where vectors came from that no model here computed: what an API was paid, what an index covers."""
+    said = []
+    for path in sorted((folder / "embeddings").glob(f"[!.]*/{MANIFEST}")):
+        manifest = _read(path)
+        if (bill := manifest.get("bill")) is not None:
+            cost = "" if bill["cost"] is None else f", ${bill['cost']:,.2f}"
+            said.append(
+                f"Bought from {report['teacher']['model']}: {count(bill['texts_bought'])} texts in "
+                f"{count(bill['requests'])} requests, {count(bill['tokens'])} tokens{cost}."
+            )
+        if (covered := manifest.get("coverage")) is not None:
+            said += [f"{line[0].upper()}{line[1:]}." for line in covered["sentence"].splitlines()]
+    if said:
+        yield Section("Where the vectors came from", said, [], {})
 
 
 def _read(path: Path) -> Any:
