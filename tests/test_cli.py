@@ -16,6 +16,7 @@ from leaf.export.onnx import export_student
 from leaf.recipe import Recipe
 from leaf.space import Space
 from leaf.teacher.model import SentenceTransformerEncoder
+from misbehaving import Misbehaving
 from tiny import save_teacher, sentences
 from tiny_student import make_student
 
@@ -331,6 +332,7 @@ def test_export_of_a_recipe_asks_for_its_students_first(run, recipe, tmp_path):
         ("onnx", "onnx", ["export", "{table}"]),
         ("fastapi", "serve", ["serve", "{table}"]),
         ("sentence_transformers", "train", ["verify", "{table}"]),
+        ("httpx", "api", ["texts", "vocabulary", "{text}", "--llm", "http://127.0.0.1:9", "--model", "m"]),
     ],
 )
 def test_a_package_that_is_not_installed_is_one_line_with_the_extra_that_brings_it(
@@ -356,6 +358,67 @@ leaf.cli.main()
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     result = (done.returncode, done.stdout, done.stderr)
     assert_one_line(result, f"pip install 'leaf[{extra}]'", missing)
+
+
+def test_sources_are_looked_at_and_not_read(run, recipe, tmp_path):
+    path = recipe()
+    code, out, _ = run("texts", path, "--out", tmp_path / "run", "--check")
+    assert code == 0
+    assert out.splitlines()[1].split() == ["texts", "document", "all", "not", "stated", "?", "ok"]
+    assert not (tmp_path / "run").exists()
+    (tmp_path / "texts.jsonl").unlink()
+    code, out, _ = run("texts", path, "--check")
+    assert code == 1
+    assert "no file" in out
+    code, out, _ = run("texts", path, "--check", "--json")
+    assert json.loads(out)[0]["reachable"] is False
+
+
+def test_texts_that_may_not_be_sold_are_left_out(run, recipe, tmp_path):
+    more = f"""
+[[texts]]
+source = "{tmp_path / "texts.jsonl"}"
+name = "papers"
+kind = "document"
+licence = "research only"
+commercial = false
+"""
+    code, out, err = run("texts", recipe(extra=more), "--out", tmp_path / "run", "--commercial")
+    assert code == 0, err
+    assert "left out, not for commercial use: papers" in err
+    assert "kept, licence not known: texts" in err
+    assert "papers" not in out
+    assert "papers" not in (tmp_path / "run" / "recipe.toml").read_text()
+
+
+def test_a_plan_is_one_page_and_writes_nothing(run, recipe, tmp_path):
+    code, out, err = run("plan", recipe(), "--out", tmp_path / "run", "--hardware", "h200")
+    assert code == 0, err
+    assert "r: what it takes" in out
+    assert "H200" in out
+    assert not (tmp_path / "run").exists()
+    code, out, _ = run("plan", tmp_path / "r.toml", "--out", tmp_path / "run", "--json")
+    assert json.loads(out)["texts"]["rows"] == 100
+
+
+def test_definitions_are_asked_of_a_chat_endpoint(run, tmp_path, monkeypatch):
+    def answer(path, body):
+        assert body["model"] == "m"
+        content = json.dumps({word: [f"A {word} is a thing."] for word in ("ebb", "tide") if word in str(body)})
+        return {"choices": [{"message": {"content": content}, "finish_reason": "stop"}], "usage": {}}
+
+    (tmp_path / "words.txt").write_text("ebb\ntide\n")
+    out = tmp_path / "v.jsonl"
+    with Misbehaving(answer) as service:
+        arguments = ["texts", "vocabulary", tmp_path / "words.txt", "--llm", service.url, "--model", "m", "--out", out]
+        assert_one_line(run(*arguments), "OPENAI_API_KEY")
+        code, printed, err = run(*arguments, "--key-variable", "", "--no-stream")
+    assert code == 0, err
+    assert "2 texts of 2 words" in printed
+    assert [json.loads(line)["text"] for line in out.read_text().splitlines()] == [
+        "A ebb is a thing.",
+        "A tide is a thing.",
+    ]
 
 
 def test_serve_hands_its_options_on(run, table, monkeypatch):
