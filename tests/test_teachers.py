@@ -158,6 +158,12 @@ def test_vectors_of_a_model_that_cannot_be_asked_are_enough(tmp_path, recipe, ho
         leaf.distill(wanted, tmp_path / "run")
 
 
+def assert_in_use(result):
+    code, _, err = result
+    assert code == 2
+    assert "is in use by another process (embed-0.lock)" in err
+
+
 def test_ranks_share_a_run_folder_and_the_last_one_closes_it(tmp_path, recipe, teacher_folder, run):
     wanted = recipe({"model": str(teacher_folder)})
     (tmp_path / "r.toml").write_text(wanted.to_toml())
@@ -166,7 +172,10 @@ def test_ranks_share_a_run_folder_and_the_last_one_closes_it(tmp_path, recipe, t
     code, out, _ = run("embed", *common, "--rank", 1, "--world", 2)
     assert code == 0
     assert "others have some left" in out
-    with Pipeline(wanted, tmp_path / "run").open(), Pipeline(wanted, tmp_path / "run", share=(0, 2)).open() as pipeline:
+    with Pipeline(wanted, tmp_path / "run", share=(0, 2)).open() as pipeline:
+        assert run("embed", *common, "--rank", 1, "--world", 2)[0] == 0  # nothing of its own is left to do
+        assert_in_use(run("embed", *common))  # one process alone would do the same shards
+        assert_in_use(run("embed", *common, "--rank", 0, "--world", 2))
         manifest = pipeline.embed()
     assert manifest is not None
     assert manifest["rows"] == len(TEXTS)

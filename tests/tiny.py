@@ -61,6 +61,7 @@ def save_teacher(
     folder: Path,
     *,
     dim: int = 24,
+    layers: int = 4,
     normalise: bool = True,
     seed: int = 0,
     prompts: dict[str, str] | None = None,
@@ -70,7 +71,7 @@ def save_teacher(
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.sentence_transformer.modules import Dense, Normalize, Pooling, Transformer
 
-    backbone = save_bert(folder / "backbone", seed=seed)
+    backbone = save_bert(folder / "backbone", layers=layers, seed=seed)
     transformer = Transformer(str(backbone))
     dense = Dense(transformer.get_embedding_dimension(), dim, activation_function=torch.nn.Identity())
     modules = [transformer, Pooling(transformer.get_embedding_dimension(), "mean"), dense]

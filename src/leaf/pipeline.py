@@ -11,7 +11,7 @@ import importlib.util
 import json
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Self
@@ -109,24 +109,29 @@ class Pipeline:
     @contextmanager
     def open(self) -> Iterator[Self]:
         """Keeps other writers and other recipes out of the run folder; meets the processes that torchrun started."""
-        with join(self.device) as (self.world, self.device):
+        with join(self.device) as (self.world, self.device), ExitStack() as stack:
             if not self.world.is_main:  # the main process holds the lock for all, and talks for all
                 console.quiet = True
-                self.world.wait()
-                yield self
-                return
-            rank, world = self.share
-            with self.run.lock() if world == 1 else self.run.lock(f"embed-{rank}-of-{world}"):
-                regrid(self.run.folder, self.written)
-                self.run.claim(self.written)
-                if self.texts_from is not None:
-                    borrow(self.run.folder, self.texts_from)
-                self.world.wait()
-                try:
-                    yield self
-                finally:
-                    if (close := getattr(self.__dict__.get("teacher"), "close", None)) is not None:
-                        close()
+            elif self.share[1] > 1:
+                stack.enter_context(self.run.lock_share(self.share[0], self._claim))
+            else:
+                stack.enter_context(self.run.lock())
+                self._claim()
+            self.world.check_shared(self.run.folder, self.device)
+            stack.callback(self._close_teacher)
+            yield self
+
+    def _claim(self) -> None:
+        """Makes the run folder this recipe's."""
+        regrid(self.run.folder, self.written)
+        self.run.claim(self.written)
+        if self.texts_from is not None:
+            borrow(self.run.folder, self.texts_from)
+
+    def _close_teacher(self) -> None:
+        """An API's store is for one process that buys."""
+        if (close := getattr(self.__dict__.get("teacher"), "close", None)) is not None:
+            close()
 
     def distill(self) -> dict[str, Any]:
         """Runs every stage; returns the report."""

@@ -8,8 +8,8 @@ inputs differ is refused by name rather than mixed with what is there.
 """
 
 import json
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,8 @@ from leaf.provenance import provenance
 from leaf.recipe import Recipe
 
 MANIFEST = "manifest.json"
+#: Seconds that a rank waits for others to look at the recipe.
+CLAIM_TIMEOUT = 30
 #: Changed when a stage's output changes shape, so that old folders are refused instead of misread.
 FORMAT = 1
 
@@ -69,20 +71,28 @@ class Run:
         self.folder = folder
 
     @contextmanager
-    def lock(self, name: str = "run") -> Iterator[None]:
-        """Keeps a second writer of the same `name` out. The lock goes with the process: a killed run leaves none."""
+    def lock(self) -> Iterator[None]:
+        """Keeps every other writer out. The lock goes with the process, so a killed run leaves none behind."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(self.folder / f"{name}.lock")
-        try:
-            lock.acquire(timeout=0)
-        except Timeout as error:
-            raise LeafError(
-                f"{self.folder} is in use by another process; wait for it or choose another --out"
-            ) from error
-        try:
+        with _held(self.folder / "run.lock"):
+            for share in self.folder.glob("embed-*.lock"):
+                with _held(share):  # nobody's, or somebody is embedding
+                    pass
+                share.unlink(missing_ok=True)
             yield
-        finally:
-            lock.release()
+
+    @contextmanager
+    def lock_share(self, rank: int, claim: Callable[[], object]) -> Iterator[None]:
+        """Keeps other writers out, but for other ranks: each fills its own part of the cache.
+
+        `claim` is called while not even a rank can write.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with ExitStack() as stack:
+            with _held(self.folder / "run.lock", CLAIM_TIMEOUT):  # ranks that start together wait for each other
+                claim()
+                stack.enter_context(_held(self.folder / f"embed-{rank}.lock"))
+            yield
 
     def claim(self, recipe: Recipe) -> None:
         """Takes the folder for this recipe: writes `recipe.toml`, or checks that the one there says the same.
@@ -107,6 +117,21 @@ class Run:
     def stage(self, name: str, inputs: Mapping[str, Any]) -> Stage:
         """The artifact folder `name` of this run, to be made from `inputs`."""
         return Stage(self.folder / name, inputs)
+
+
+@contextmanager
+def _held(path: Path, timeout: float = 0) -> Iterator[None]:
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=timeout)
+    except Timeout as error:
+        raise LeafError(
+            f"{path.parent} is in use by another process ({path.name}); wait for it or choose another --out"
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:

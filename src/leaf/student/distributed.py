@@ -1,17 +1,23 @@
 """Training on several devices: one process each, started by `torchrun --nproc-per-node N -m leaf train RECIPE`.
 
+On several machines that share the run folder, each starts its own with `--nnodes`, `--node-rank`, `--rdzv-endpoint`.
+
 A batch stays the recipe's `batch_size` texts whatever the number of processes: each takes its share of the rows, and
 the mean of the gradients is the gradient of the batch. Gradients travel as one buffer, once a step.
 """
 
 import os
+import secrets
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from leaf.errors import LeafError
 
 
 @dataclass(frozen=True)
@@ -30,6 +36,25 @@ class World:
         """Returns when every process has come here."""
         if self.size > 1:
             dist.barrier()
+
+    def check_shared(self, folder: Path, device: str) -> None:
+        """Returns when every process has come here; a `LeafError` in all of them unless all see the same `folder`."""
+        if self.size == 1:
+            return
+        token = torch.tensor(secrets.randbits(62), device=device)
+        dist.broadcast(token, src=0)
+        mark = folder / f".seen-{token.item():x}"
+        if self.is_main:
+            mark.touch()
+        self.wait()
+        missing = self.any(not mark.exists(), device)
+        if self.is_main:
+            mark.unlink()
+        if missing:
+            raise LeafError(
+                f"{folder} is not the same folder for all {self.size} processes; machines that train together need an "
+                "--out that they share, such as one on NFS"
+            )
 
     def copy_from_main(self, tensors: Iterable[Tensor]) -> None:
         """Overwrites tensors with the main process's."""

@@ -67,9 +67,9 @@ def embed(
     rank-th on, and gets None as long as parts of others are missing; whoever comes last gets the facts, which are the
     same for all. `before_write` is called before each part is written, and what it raises keeps that part out.
 
-    While a shard is encoded the next is read and the last is written, so memory is that of three shards: for 65,536
-    texts and 1024 dimensions, 0.9 GB. Raises `LeafError` for parts of another teacher or other texts, for vectors that
-    are not finite or have the wrong width, and before starting for a bad `share` or a disk that is too small.
+    While a shard is encoded the next is read and the last is written. Memory is some four times the vectors of a shard:
+    for 65,536 texts of 1024 dimensions 1.1 GB. Raises `LeafError` for parts of another teacher or other texts, for
+    vectors that are not finite or have the wrong width, and before starting for a bad `share` or too small a disk.
     """
     rank, world = share
     if not 0 <= rank < world:
