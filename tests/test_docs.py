@@ -23,6 +23,7 @@ PAPER, REFERENCE, README = ROOT / "docs" / "paper.md", ROOT / "docs" / "recipe.m
 TRAINING, EVALUATION, DEPLOYMENT, SWEEPS = (
     ROOT / "docs" / f"{name}.md" for name in ("training", "evaluation", "deployment", "sweeps")
 )
+GUIDES = sorted((ROOT / "docs" / "guides").glob("*.md"))
 SWEPT = ("pooling", "schedule", "batch-size", "segments", "losses")
 SPEED, RECORDS = ROOT / "docs" / "speed.md", ROOT / "results" / "speed"
 LINK = re.compile(r"\[([^\]]+)\]\((?!https?:|#|mailto:)([^)\s#]+)[^)]*\)")
@@ -33,6 +34,8 @@ SECTIONS = ["§2", "§2.1", "§2.2", "§3.1", "§3.2", "§3.3"]
 APPENDICES = ["A.1", "A.2", "A.3", "B.1", "B.2", "B.3", "C", "D", "E", "F", "G"]
 TABLES = {
     "teacher": recipe.Teacher,
+    "teacher.api": recipe.Api,
+    "teacher.vectors": recipe.OwnedVectors,
     "student": recipe.Student,
     "prepare": recipe.Prepare,
     "train": recipe.Train,
@@ -86,7 +89,7 @@ def wrong_commands(text):
 
 def wrong_settings(text):
     for name in code(text):
-        table, dot, field = name.partition(".")
+        table, dot, field = name.rpartition(".")
         is_file = field in ("json", "md", "toml")
         if table in TABLES and dot and field.isidentifier() and not is_file and field not in TABLES[table].model_fields:
             yield name
@@ -135,7 +138,7 @@ def test_the_recipe_reference_is_that_of_the_code():
 
 
 def test_every_field_of_a_recipe_says_what_it_is():
-    for section in (*TABLES.values(), recipe.TextSource, recipe.Api, recipe.OwnedVectors, recipe.About):
+    for section in (*TABLES.values(), recipe.TextSource, recipe.About):
         assert all(field.description for field in section.model_fields.values()), section
 
 
@@ -188,7 +191,7 @@ def test_everything_numbered_in_the_paper_has_a_row_that_says_where_it_is(label)
 
 
 @pytest.mark.parametrize(
-    "page", [PAPER, README, SPEED, TRAINING, EVALUATION, DEPLOYMENT, SWEEPS], ids=lambda page: page.name
+    "page", [PAPER, README, SPEED, TRAINING, EVALUATION, DEPLOYMENT, SWEEPS, *GUIDES], ids=lambda page: page.name
 )
 def test_a_page_names_only_files_functions_commands_and_settings_that_exist(page):
     text = page.read_text(encoding="utf-8")
@@ -203,7 +206,8 @@ def test_what_does_not_exist_is_found(tmp_path):
     assert list(wrong_links(page)) == ["no file gone.py", "code.py defines no `A.c`"]
     commands = "`leaf fly` `leaf texts demo` `leaf texts --wings`\n    leaf crawl demo\n"
     assert list(wrong_commands(commands)) == ["leaf fly", "leaf texts --wings", "leaf crawl demo"]
-    assert list(wrong_settings("`train.lr` `train.rate`")) == ["train.rate"]
+    settings = "`train.lr` `train.rate` `teacher.api.url` `teacher.api.uri`"
+    assert list(wrong_settings(settings)) == ["train.rate", "teacher.api.uri"]
     tree = "```\nsrc/leaf/\n  cli/         the command line\n  student/\n    loss.py\n    gain.py\n```"
     assert list(wrong_tree(tree)) == ["src/leaf/student/gain.py"]
 

@@ -40,7 +40,8 @@ def print_summary(report: dict[str, Any], console: Console) -> None:
         line()
         line(f"{name}, before and after", "bold")
         print_table(error_table([Change.from_json(each) for each in changes]), console, width)
-        print_table(score_table([Change.from_json(each) for each in changes]), console, width)
+        if len(scores := score_table([Change.from_json(each) for each in changes])) > 1:
+            print_table(scores, console, width)
     best = max(report["students"], key=lambda each: (each["retention"]["asymmetric"] or 0, -each["epsilon"]))
     if report["examples"]:
         line()
