@@ -77,7 +77,7 @@ def test_a_missing_column_is_named_with_those_that_are_there(run, recipe, tmp_pa
 
 def test_an_empty_corpus_is_refused(run, recipe, tmp_path):
     path = recipe(content="\n".join(json.dumps({"text": " "}) for _ in range(5)))
-    assert_one_line(run("texts", path, "--out", tmp_path / "o"), "empty corpus")
+    assert_one_line(run("texts", path, "--out", tmp_path / "o"), "all of them rejected")
 
 
 def test_a_teacher_folder_without_a_model_is_refused(run, recipe, tmp_path):

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from leaf.compression import PRECISIONS, Compressed, Compression, Int8, exactly, pack, sample, signs, truncate
-from leaf.encoder import AsymmetricEncoder, Encoder
+from leaf.encoder import AsymmetricEncoder, Encoder, normalised
 from leaf.errors import LeafError
-from leaf.evaluation.retrieval import normalised, search
+from leaf.evaluation.retrieval import search
 from tiny import sentences
 
 

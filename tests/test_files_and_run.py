@@ -79,6 +79,15 @@ def test_a_run_folder_belongs_to_the_recipe_that_took_it(tmp_path):
     assert Recipe.load(tmp_path / "recipe.toml") == RECIPE
 
 
+def test_what_may_change_in_a_run_folder_is_not_named_where_something_else_may_not(tmp_path):
+    Run(tmp_path).claim(RECIPE)
+    api = RECIPE.teacher.api.model_copy(update={"price": 0.02})
+    may = RECIPE.model_copy(update={"teacher": RECIPE.teacher.model_copy(update={"api": api})})
+    assert Run(tmp_path).conflict(may) is None
+    may_not = may.model_copy(update={"train": RECIPE.train.model_copy(update={"lr": 1.0})})
+    assert Run(tmp_path).conflict(may_not) == "train.lr was 0.0001, is now 1.0"
+
+
 def _try_lock(folder: Path, answers) -> None:
     try:
         with Run(folder).lock():

@@ -22,6 +22,7 @@ from leaf.errors import LeafError
 from leaf.evaluation.records import read
 from leaf.pipeline import Pipeline
 from leaf.recipe import Export, Recipe
+from leaf.run import read_manifest
 from leaf.runtime.encoder import OnnxEncoder
 from leaf.space import Space, verify
 from leaf.student.metrics import held_out_errors
@@ -144,6 +145,16 @@ def test_a_finished_run_is_not_made_again(finished, monkeypatch):
     monkeypatch.setattr(SentenceTransformerEncoder, "encode_document", lambda *_, **__: pytest.fail("encoded again"))
     leaf.distill(settings, out, device="cpu")
     assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+def test_settings_that_decide_nothing_are_no_inputs_so_runs_stay_valid_that_were_finished_before_there_were_any(
+    finished,
+):
+    _, out, _ = finished
+    texts, student = (read_manifest(out / name)["inputs"] for name in ("texts", "student-2l"))
+    assert "guard_ratio" not in texts["prepare"]
+    assert "held_out" in texts["prepare"]
+    assert not {"start", "prompts"} & student["student"].keys()
 
 
 def test_students_are_exported_and_the_report_and_cards_name_the_files(finished):

@@ -635,10 +635,9 @@ def test_the_figure_marks_the_widths():
 # Mistakes
 
 
-def test_plan_without_probe_and_other_mistakes_are_one_line(run, tmp_path, teacher_folder):
+def test_mistakes_about_a_probe_are_one_line(run, tmp_path, teacher_folder):
     path = tiny_recipe(tmp_path, teacher_folder)
     for arguments, words in (
-        (["plan", path], "only --probe is there yet"),
         (["plan", path, "--probe", "--probe-texts", 20], "a probe of 20 texts says nothing"),
         (
             ["plan", path, "--probe", "--teacher", "someone/some-model"],

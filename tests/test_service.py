@@ -4,7 +4,7 @@ from email.utils import formatdate
 
 import pytest
 
-from leaf.errors import LeafError
+from leaf.errors import Halt, LeafError
 from leaf.service import Again, Budget, OverBudget, Pace, Refused, Service, retry_after
 from misbehaving import Events, Misbehaving, Refusal
 
@@ -266,3 +266,21 @@ def test_a_url_where_nobody_listens_is_known_at_once():
         Service(server.url).reach()  # whatever it answers
     with pytest.raises(LeafError, match="cannot be reached"):
         Service(server.url).reach()
+
+
+def test_a_service_that_is_only_slow_is_waited_for_longer_and_not_billed_again_and_again():
+    with Misbehaving(echo, delay=0.5) as server:
+        service = Service(server.url, timeout=0.2)  # 0.2, 0.4, 0.8 s
+        assert service.post("/x", 1)["said"] == 1
+        assert len(server.requests) == 3
+        assert service.post("/x", 2)["said"] == 2  # what was learned is kept
+        assert len(server.requests) == 4
+
+
+def test_a_silence_is_told_in_seconds_and_not_waited_out_for_ever():
+    heard = []
+    with Misbehaving(echo, stall=1.0, stall_seconds=3) as server:
+        service = Service(server.url, timeout=0.05, attempts=4, on_retry=lambda reason, wait: heard.append(reason))
+        with pytest.raises(Halt, match=r"failed 4 times, last with: no answer within 0\.2 s"):
+            service.post("/x", 1)
+    assert heard == ["no answer within 0.05 s", "no answer within 0.1 s", "no answer within 0.2 s"]

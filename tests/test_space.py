@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from leaf.encoder import AsymmetricEncoder, Encoder
-from leaf.errors import LeafError
+from leaf.errors import LeafError, Stopped
 from leaf.loading import load
 from leaf.space import Space, verify
 from tiny import save_teacher, sentences
@@ -111,3 +111,15 @@ def test_a_pair_is_an_encoder_and_widths_that_differ_make_no_pair(teacher_folder
     np.testing.assert_array_equal(pair.encode_query(TEXTS[:3]), teacher.encode_query(TEXTS[:3]))
     with pytest.raises(LeafError, match=r"24 dimensions .* 32: they do not share a vector space"):
         AsymmetricEncoder(teacher, load(bert))
+
+
+def test_a_stop_while_the_canaries_are_read_is_no_damage(space, tmp_path, monkeypatch):
+    """SIGTERM raises where it arrives, and what follows a damaged file is the advice to delete it."""
+
+    def stop(path):
+        raise Stopped("stopped on SIGTERM")
+
+    space.save(tmp_path)
+    monkeypatch.setattr("leaf.space.load_file", stop)
+    with pytest.raises(Stopped):
+        Space.load(tmp_path)

@@ -1,6 +1,8 @@
 """Whole runs with teachers of other kinds: behind an API, and in vectors that were there before."""
 
 import json
+import shutil
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -9,13 +11,15 @@ import pytest
 
 import leaf
 from embeddings_service import CANARY_TEXTS
-from leaf.errors import LeafError
+from leaf.adapting import adapting
+from leaf.errors import Halt, LeafError
 from leaf.pipeline import Pipeline
 from leaf.recipe import Recipe
 from leaf.space import Space, verify
 from leaf.teacher.model import SentenceTransformerEncoder
+from leaf.teacher.providers import PROVIDERS
 from misbehaving import Misbehaving
-from tiny import sentences
+from tiny import save_teacher, sentences
 
 TEXTS = sentences(300, seed=5)
 QUERIES, DOCUMENTS = TEXTS[:120], TEXTS[120:]
@@ -98,6 +102,131 @@ def test_a_student_of_an_api_is_made_and_no_text_is_paid_for_twice(tmp_path, rec
     second = json.loads(next((tmp_path / "again" / "embeddings").glob("[!.]*/manifest.json")).read_text())
     assert second["bill"]["texts_bought"] == 0
     assert "hosted" in (tmp_path / "run" / "student" / "README.md").read_text()
+
+
+@pytest.fixture(scope="module")
+def another(tmp_path_factory):
+    return Hosted(save_teacher(tmp_path_factory.mktemp("another"), seed=9))
+
+
+def api_of(service, **settings):
+    return {"model": "openai:hosted", "api": {"url": service.url, "key_variable": "", "batch_texts": 16, **settings}}
+
+
+def embed_a_part(wanted, out):
+    """Texts, and teacher vectors until the ceiling; some parts are there, others are not."""
+    with Pipeline(wanted, out, max_cost=0.0035).open() as pipeline:
+        pipeline.texts()
+        with pytest.raises(Halt, match="raise --max-cost"):
+            pipeline.embed()
+    parts = list((out / "embeddings").glob("*/*.parquet"))
+    assert 0 < len(parts) < 6
+
+
+def test_a_new_store_does_not_hide_that_the_model_is_another(tmp_path, recipe, hosted, another, monkeypatch):
+    with Misbehaving(hosted) as service:
+        wanted = recipe(api_of(service, price=1.0, at_once=1))
+        embed_a_part(wanted, tmp_path / "run")
+        for folder, model in (("other", another), ("same", hosted)):
+            monkeypatch.setenv("LEAF_CACHE", str(tmp_path / folder))
+            service.answer, before = model, len(hosted.asked(service))
+            with Pipeline(wanted, tmp_path / "run").open() as pipeline:
+                if model is another:
+                    with pytest.raises(Halt, match=r"openai:hosted is not the model any more that .*part-00000"):
+                        pipeline.embed()
+                    assert len(hosted.asked(service)) == before + 16
+                else:
+                    assert pipeline.embed()["rows"] == len(TEXTS)
+
+
+def test_evaluation_sets_are_of_the_same_model_and_on_the_bill(tmp_path, recipe, hosted, another):
+    words = ["baba", "kiko", "dole", "mane", "tika", "robe"]
+    pairs = zip(words, words[1:], "12345", strict=False)
+    (tmp_path / "sts.tsv").write_text("\n".join(map("\t".join, [("sentence1", "sentence2", "score"), *pairs])))
+    with Misbehaving(hosted) as service:
+        wanted = recipe(api_of(service), evaluate={"data": [str(tmp_path / "sts.tsv")]})
+        with Pipeline(wanted, tmp_path / "run").open() as pipeline:
+            pipeline.texts()
+            pipeline.embed()
+            pipeline.train()
+        service.answer = another
+        with Pipeline(wanted, tmp_path / "run").open() as pipeline, pytest.raises(Halt, match="has changed"):
+            pipeline.evaluate()
+        changing = iter([hosted] * 2)  # for the first look at the canaries alone
+        service.answer = lambda path, body: next(changing, another)(path, body)
+        with Pipeline(wanted, tmp_path / "run").open() as pipeline, pytest.raises(Halt, match="has changed"):
+            pipeline.evaluate()
+        assert not list((tmp_path / "run").glob("embeddings/evaluation/**/*.parquet"))
+        service.answer = hosted
+        leaf.distill(wanted, tmp_path / "run")
+    # 300, and six of the set twice: those of the other model were paid, too.
+    assert "Bought from openai:hosted: 312 texts" in (tmp_path / "run" / "report.md").read_text()
+
+
+def test_once_the_vectors_are_there_a_student_is_made_without_the_api(tmp_path, recipe, hosted, monkeypatch):
+    """The teacher pass here, training on a machine with a GPU and without a key: what travels is the run folder."""
+    with Misbehaving(hosted) as service:
+        wanted = recipe({**api_of(service), "api": {"url": service.url, "key_variable": "SOME_KEY"}})
+        monkeypatch.setenv("SOME_KEY", "sesame")
+        with Pipeline(wanted, tmp_path / "run").open() as pipeline:
+            pipeline.texts()
+            pipeline.embed()
+    monkeypatch.delenv("SOME_KEY")
+    monkeypatch.setenv("LEAF_CACHE", str(tmp_path / "elsewhere"))
+    shutil.move(tmp_path / "run", tmp_path / "moved")
+    assert leaf.distill(wanted, tmp_path / "moved")["students"][0]["epsilon"] > 0
+
+
+def test_a_student_of_an_api_goes_on_for_the_very_model_alone(tmp_path, recipe, hosted, another, monkeypatch, capsys):
+    (tmp_path / "own.txt").write_text("\n".join(own := sentences(120, seed=8)))
+    (tmp_path / "own.toml").write_text(
+        f"""
+name = "own"
+texts = [{{source = "{tmp_path / "own.txt"}", kind = "query"}}]
+prepare = {{held_out = 20}}
+train = {{cycles = 1, epochs_per_cycle = 1}}
+export = {{precisions = []}}
+"""
+    )
+    with Misbehaving(hosted) as service:
+        leaf.distill(recipe(api_of(service, characters=60)), tmp_path / "run")
+        with pytest.raises(LeafError, match=r"was asked at 127\.0\.0\.1/v1, .* --set teacher\.api\.url=http://127"):
+            adapting(tmp_path / "own.toml", tmp_path / "run" / "student")
+        url = [f"teacher.api.url={service.url}"]
+        wanted = adapting(tmp_path / "own.toml", tmp_path / "run" / "student", url)
+        assert wanted.teacher.api.characters == 60
+        monkeypatch.setenv("LEAF_CACHE", str(tmp_path / "new"))  # or the store would tell
+        service.answer = another
+        with pytest.raises(LeafError, match="is not the teacher of this space"):
+            leaf.distill(wanted, tmp_path / "adapted")
+        assert not set(own) & set(hosted.asked(service)), "nothing was bought for a student that cannot use it"
+        monkeypatch.setenv("LEAF_CACHE", str(tmp_path / "newer"))
+        service.answer = hosted
+        assert leaf.distill(wanted, tmp_path / "adapted")["adaptation"]["student"]
+
+
+def test_an_api_is_a_model_like_any_other(tmp_path, recipe, hosted, teacher_folder, run, monkeypatch):
+    """`leaf.load("openai:MODEL")`, and so every verb that takes a MODEL; asked twice, it is paid once."""
+    monkeypatch.setenv("OPENAI_API_KEY", "sesame")
+    with Misbehaving(hosted) as service:
+        monkeypatch.setitem(PROVIDERS, "openai", replace(PROVIDERS["openai"], url=service.url))
+        found = leaf.load("openai:hosted").encode_document(DOCUMENTS[:5])
+        np.testing.assert_allclose(found, hosted.teacher.encode_document(DOCUMENTS[:5]), atol=1e-6)
+        asked = len(service.requests)
+        (tmp_path / "some.txt").write_text("\n".join(DOCUMENTS[:5]))
+        code, _, err = run("encode", "openai:hosted", tmp_path / "some.txt", "--as", "document")
+        assert code == 0, err
+        np.testing.assert_array_equal(np.load(tmp_path / "some.txt.npy"), found)
+        assert len(service.requests) == asked
+        (tmp_path / "sts.tsv").write_text("sentence1\tsentence2\tscore\nbaba\tbaka\t1\nkiko\tdole\t2\nmane\tmane\t3\n")
+        models = ["--queries", teacher_folder, "--documents", "openai:hosted"]
+        code, out, err = run("evaluate", *models, "--data", tmp_path / "sts.tsv")
+        assert code == 0, err
+        assert "beside its teacher" in out
+        code, _, err = run("evaluate", *models, "--data", tmp_path / "sts.tsv", "--max-cost", "1")
+        assert code == 2
+        assert "--max-cost goes with a RECIPE" in err
+    assert {headers["Authorization"] for headers in service.headers} == {"Bearer sesame"}
 
 
 def test_a_ceiling_stops_the_run_and_a_higher_one_goes_on(tmp_path, recipe, hosted, run):
@@ -215,6 +344,9 @@ def test_options_that_do_not_fit_are_one_line(tmp_path, recipe, teacher_folder, 
     [
         ({"teacher": {"model": "openai:m"}, "student": {}}, "set backbone to a Transformers encoder"),
         ({"teacher": {"model": "vectors:m"}}, "give its vectors in teacher.vectors"),
+        ({"teacher": {"model": "openai:m", "max_length": 64}}, r"teacher\.max_length .* teacher\.api\.characters"),
+        ({"teacher": {"model": "cohere:m", "revision": "main"}}, r"teacher\.revision is for a model with weights"),
+        ({"teacher": {"model": "m", "api": {"price": 0.02}}}, "behind an API, and m is none; write openai:MODEL or"),
     ],
 )
 def test_what_cannot_work_is_said_before_anything_is_paid(recipe, changes, said):

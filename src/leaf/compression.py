@@ -18,9 +18,9 @@ from typing import Any, Literal, TypeAlias, cast, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from leaf.encoder import Advance, Encoder, Role, Vectors
+from leaf.encoder import Advance, Encoder, Role, Vectors, normalised
 from leaf.errors import LeafError
-from leaf.evaluation.retrieval import Similarity, normalised
+from leaf.evaluation.retrieval import Similarity
 
 #: What one vector is stored as.
 Stored: TypeAlias = Literal["float32", "int8", "binary"]

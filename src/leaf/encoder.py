@@ -84,3 +84,11 @@ def row_cosines(first: NDArray[Any], second: NDArray[Any]) -> Vectors:
     dots = np.einsum("nd,nd->n", first, second, dtype=np.float32)
     cosines: Vectors = np.divide(dots, lengths, out=alike, where=lengths > 0)
     return cosines
+
+
+def normalised(vectors: Vectors) -> Vectors:
+    """Rows of `[n, d]` scaled to length 1; zero rows stay zero."""
+    # In float64, since the squares of large float32 values overflow.
+    length = np.sqrt(np.einsum("ij,ij->i", vectors, vectors, dtype=np.float64))[:, None]
+    unit: Vectors = np.divide(vectors, length, out=np.zeros_like(vectors), where=length > 0, casting="same_kind")
+    return unit

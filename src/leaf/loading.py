@@ -6,9 +6,11 @@ from typing import Literal
 
 from leaf.encoder import Encoder
 from leaf.errors import LeafError
+from leaf.files import user_cache
 from leaf.light import is_light, load_light
 from leaf.models import resolve_model
 from leaf.runtime.artifact import FOLDER
+from leaf.teacher.providers import PROVIDERS
 
 
 def load(
@@ -18,21 +20,26 @@ def load(
     name: str | None = None,
     compute_dtype: Literal["float32", "bfloat16"] = "float32",
 ) -> Encoder:
-    """The encoder behind `model`: a folder, a hub id, `package:NAME/FOLDER`, an ONNX file, or the URL of a server.
+    """The encoder behind `model`: a folder, a hub id, `package:NAME/FOLDER`, an ONNX file, the URL of a server, or an
+    API: `openai:MODEL`, `voyage:MODEL`, `cohere:MODEL`.
 
     Its `encode_query` and `encode_document` apply the prompts that the model ships and return float32 `[n, dim]`.
     `device` is torch's name for one; None takes a GPU where there is one. In bfloat16 only matrix products are rounded,
-    which moves vectors by cosines of some 1e-5. An ONNX file and a server compute as they do: both settings are for
-    torch. Where torch is not installed, a student folder is read by its ONNX files. Raises `LeafError` when there is no
-    such model or no hub to fetch it from.
+    which moves vectors by cosines of some 1e-5. An ONNX file, a server and an API compute as they do: both settings are
+    for torch. Where torch is not installed, a student folder is read by its ONNX files. What an API answers is paid for
+    once and kept in the user's cache; its key comes from the environment (`leaf.teacher.api`). Raises `LeafError` when
+    there is no such model or no hub to fetch it from.
     """
     text = str(model)
     if text.startswith(("http://", "https://")):
         from leaf.runtime.remote import RemoteEncoder
 
         return RemoteEncoder(text, name=name)
-    if text.startswith("openai:"):
-        raise LeafError(f"'{text}': give the URL of an OpenAI-compatible server instead, such as http://localhost:8000")
+    if text.partition(":")[0] in PROVIDERS:
+        from leaf.recipe import Api
+        from leaf.teacher.api import ApiTeacher
+
+        return ApiTeacher(text, Api(), name=name, store=user_cache() / "api")
     if is_light(model):
         return load_light(model, device=device, name=name, compute_dtype=compute_dtype)
     if text.endswith(".onnx") or (importlib.util.find_spec("torch") is None and has_onnx(text)):

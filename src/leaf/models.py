@@ -5,7 +5,7 @@ import re
 from pathlib import Path, PureWindowsPath
 from typing import Literal
 
-from leaf.errors import LeafError
+from leaf.errors import LeafError, first_line
 
 #: Seconds the hub has to answer; left to themselves, the libraries retry for minutes where there is no network.
 HUB_TIMEOUT = 10
@@ -74,9 +74,8 @@ def hub_revision(name: str, repo_type: Literal["model", "dataset"], revision: st
             f"the hub shows no {repo_type} {name}{at}; check the name, or log in if it is private"
         ) from error
     except Exception as error:  # the HTTP client changes with the release, and its errors have no public base class
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise HubUnreachable(
-            f"the hub cannot be reached for {name} ({reason}); connect, or name a local copy"
+            f"the hub cannot be reached for {name} ({first_line(error)}); connect, or name a local copy"
         ) from error
     assert sha is not None
     return sha

@@ -8,6 +8,7 @@ inputs returns at once. Nothing is passed between stages but files.
 
 import functools
 import importlib.util
+import itertools
 import json
 import shutil
 from collections.abc import Iterator, Sequence
@@ -19,8 +20,8 @@ from typing import Any, Self
 import numpy as np
 import torch
 
-from leaf.encoder import Encoder, Role
-from leaf.errors import LeafError
+from leaf.encoder import Encoder, Role, Vectors
+from leaf.errors import Halt, LeafError
 from leaf.evaluation import datasets, records
 from leaf.evaluation.adaptation import BEFORE, error_changes, score_changes
 from leaf.evaluation.alignment import alignment_of
@@ -28,9 +29,10 @@ from leaf.evaluation.leak_sets import leak_sets
 from leaf.evaluation.suite import Kept, Suite, measure_margins, use_bfloat16_where_exact
 from leaf.evaluation.suite import run as measure
 from leaf.evaluation.vectors import VectorCache
-from leaf.files import write_json
+from leaf.files import digest, file_digest, write_json
 from leaf.light import check_teacher
 from leaf.loading import load
+from leaf.models import resolve_model
 from leaf.progress import console, say
 from leaf.provenance import provenance
 from leaf.recipe import Recipe
@@ -47,10 +49,12 @@ from leaf.student.step import Engine
 from leaf.student.train import FAST, start_head, train
 from leaf.sweep import borrow, expand, regrid
 from leaf.teacher.coverage import coverage_of
+from leaf.teacher.drift import drift
 from leaf.teacher.embed import cache_folder, cache_key, embed
-from leaf.teacher.model import SentenceTransformerEncoder, folder_digest
+from leaf.teacher.model import SentenceTransformerEncoder
 from leaf.teacher.opening import OWNED, Teacher, known_dtype, open_teacher
 from leaf.teacher.owned import Owned
+from leaf.teacher.providers import student_prompts
 from leaf.teacher.vectors import OwnedTeacher
 from leaf.texts.prepare import prepare
 from leaf.texts.shards import Shard, read_shard, read_sources
@@ -59,6 +63,8 @@ from leaf.vector_files import read_vectors
 
 #: Queries timed for the report, one at a time.
 TIMED_QUERIES = 100
+#: Texts whose vectors are compared with what an API answers now.
+NUM_CHECKED = 16
 #: Training settings that do not change the student.
 NOT_IN_FINGERPRINT = {"checkpoint_minutes", "evaluations", "keep_checkpoints", "trackers"}
 
@@ -99,6 +105,10 @@ class Pipeline:
         max_cost: float | None = None,
         share: tuple[int, int] = (0, 1),
     ) -> None:
+        if max_cost is not None and not recipe.teacher.is_api:
+            raise LeafError(f"--max-cost is for a teacher behind an API, and {recipe.teacher.model} is none; leave it out")
+        if max_cost is not None and recipe.teacher.api.price is None:
+            raise LeafError("--max-cost needs teacher.api.price, US dollars for a million tokens; set it in the recipe")
         self.written, self.recipe = recipe, expand(recipe)  # the folder keeps the one that a person wrote
         self.texts_from = Path(texts_from) if texts_from is not None else None
         self.run = Run(Path(out) if out is not None else Path("runs") / recipe.name)
@@ -129,9 +139,8 @@ class Pipeline:
             borrow(self.run.folder, self.texts_from)
 
     def _close_teacher(self) -> None:
-        """An API's store is for one process that buys."""
-        if (close := getattr(self.__dict__.get("teacher"), "close", None)) is not None:
-            close()
+        if "teacher" in self.__dict__:  # it was opened
+            self.teacher.close()
 
     def distill(self) -> dict[str, Any]:
         """Runs every stage; returns the report."""
@@ -175,7 +184,12 @@ class Pipeline:
         owned = self._owned if any(source.source == "vectors" for source in self.recipe.texts) else None
         content = owned.digest if owned else None
         sources = [source_identity(source, content) for source in self.recipe.texts]
-        inputs: dict[str, Any] = {"texts": sources, "prepare": self.recipe.prepare.model_dump(mode="json")}
+        # What decides nothing is left out, so that runs stay valid that were finished before it could be set.
+        unused = set() if any(source.guard for source in self.recipe.texts) else {"guard_ratio"}
+        inputs: dict[str, Any] = {
+            "texts": sources,
+            "prepare": self.recipe.prepare.model_dump(mode="json", exclude=unused),
+        }
         checked = leak_sets(self.recipe.prepare.leak_check, self.recipe.evaluate.data)
         if checked:
             inputs["benchmarks"] = {each.name: each.digest for each in checked}
@@ -203,6 +217,7 @@ class Pipeline:
         stage = self._embed_stage
         if (manifest := stage.manifest) is not None:
             return manifest
+        self._check_teacher()
         facts = embed(
             self.run.folder / "texts",
             _shards(texts),
@@ -211,9 +226,10 @@ class Pipeline:
             self._cache_key,
             settings.batch_size,
             share=self.share,
-            before_write=getattr(self.teacher, "confirm", None),
         )
-        return None if facts is None else stage.close(**facts, **self._bought(texts, stage.folder))
+        if facts is None:
+            return None
+        return stage.close(**facts, bill=self.teacher.bill(), **self._coverage(texts, stage.folder))
 
     def embed_on(self, address: str, *, workers: int | None = None, **resources: float | None) -> dict[str, Any]:
         """Fills the cache on the Ray cluster at `address`; see `leaf.teacher.cluster.ClusterTeacher`."""
@@ -233,19 +249,15 @@ class Pipeline:
             facts = teacher.embed(self.run.folder / "texts", shards, stage.folder, key, settings.batch_size)
         return stage.close(**facts)
 
-    def _bought(self, texts: dict[str, Any], embeddings: Path) -> dict[str, Any]:
-        """What was paid to an API, and what vectors that were there before cover."""
-        found = {}
-        api = getattr(self.teacher, "inner", self.teacher)
-        if (bill := getattr(api, "bill", None)) is not None:
-            found["bill"] = bill()
-        if isinstance(self.teacher, OwnedTeacher):
-            folder = self.run.folder / "texts"
-            covered = coverage_of(self.teacher.owned, folder, embeddings, _shards(texts), texts["held_out"])
-            said = covered.sentence()
-            found |= {"owned": self.teacher.facts(), "coverage": {**covered.to_json(), "sentence": said}}
-            say(said)
-        return found
+    def _coverage(self, texts: dict[str, Any], embeddings: Path) -> dict[str, Any]:
+        """What vectors that were there before cover, for the manifest."""
+        if not isinstance(self.teacher, OwnedTeacher):
+            return {}
+        folder = self.run.folder / "texts"
+        covered = coverage_of(self.teacher.owned, folder, embeddings, _shards(texts), texts["held_out"])
+        said = covered.sentence()
+        say(said)
+        return {"owned": self.teacher.facts(), "coverage": {**covered.to_json(), "sentence": said}}
 
     def train(self) -> dict[str, dict[str, Any]]:
         """Trains every student of the recipe; returns their manifests by name."""
@@ -281,6 +293,8 @@ class Pipeline:
         encoders: dict[str, Encoder] = {
             name: load(self.run.folder / name, device=self.device, name=name) for name in students
         }
+        if loaded or self.recipe.evaluate.benchmarks:
+            self._check_teacher()
         started = {each.name: each.start for each in self.recipe.students if each.start is not None}
         for name, start in started.items():
             encoders[name + BEFORE] = load(start, device=self.device, name=name + BEFORE)
@@ -302,13 +316,12 @@ class Pipeline:
         self._adaptations({name: (encoders[name + BEFORE], encoders[name]) for name in started}, stage.folder)
         self._margin(loaded, cache, stage.folder)
         self._time_queries({name: encoders[name] for name in students})
-        if (confirm := getattr(self.teacher, "confirm", None)) is not None:
-            confirm()  # of an API: what was bought for this is of the same model
         return stage.close(
             datasets=list(dict.fromkeys(score.dataset for score in measured.scores)),
             num_scores=len(measured.scores),
             not_measured=dict(measured.not_measured),
             teacher_parameters=self.teacher.num_parameters,
+            bill=self.teacher.bill(),  # of the whole run, evaluation sets included
         )
 
     def export(self) -> dict[str, dict[str, Any]]:
@@ -400,12 +413,13 @@ class Pipeline:
         if embeddings is None:
             raise LeafError(f"{self._embed_stage.folder} is not complete; run `leaf embed` with this recipe first")
         train_settings = self.recipe.train_of(settings)
+        unused = {"train", "start"} if settings.prompts else {"train", "start", "prompts"}  # as in `texts`
         stage = self.run.stage(
             settings.name,
             {
                 "embeddings": embeddings["fingerprint"],
-                "student": settings.model_dump(mode="json", exclude={"train"}),
-                **({"start": folder_digest(Path(settings.start))} if settings.start else {}),
+                "student": settings.model_dump(mode="json", exclude=unused),
+                **({"start": _digest_of(settings.start)} if settings.start else {}),
                 "train": train_settings.model_dump(mode="json", exclude=NOT_IN_FINGERPRINT),
             },
         )
@@ -416,7 +430,7 @@ class Pipeline:
         student = build_student(
             settings,
             self.teacher.folder,
-            self._student_prompts(settings),
+            student_prompts(self.recipe.teacher, {**self.teacher.prompts, **settings.prompts}),
             embeddings["dim"],
             normalise=embeddings["normalised"],
             max_length=self.teacher.max_length,
@@ -491,19 +505,43 @@ class Pipeline:
             seconds=round(outcome.seconds, 1),
         )
 
-    def _student_prompts(self, settings: StudentSettings) -> dict[Role, str]:
-        """The teacher's prompts and on top the student's own: a student cannot see what an API is told besides."""
-        prompts = {**self.teacher.prompts, **settings.prompts}
-        if getattr(self.teacher, "tells_roles", False) and not any(prompts.values()):
-            return {"query": "query: ", "document": ""}
-        return prompts
+    def _check_teacher(self) -> None:
+        """Raises `LeafError` unless the teacher is that of students that go on, and of vectors that are there.
 
-    def _check_start(self, start: str) -> None:
-        """Raises `LeafError` unless the student in `start` lives in this teacher's space."""
-        known, wanted = Space.load(Path(start)), self._cache_key["teacher"]
+        Weights have a digest. An API has none, and a new store of its answers knows of no change: it is asked again.
+        """
+        is_api = self.recipe.teacher.is_api
+        for settings in self.recipe.students:
+            if settings.start is not None:
+                self._check_start(settings.start, ask=is_api)
+        if is_api and (held := self._held_answers()) is not None:
+            path, texts, kinds, vectors = held
+            if changed := drift(vectors, encode_canaries(self.teacher, texts, kinds)):
+                raise Halt(
+                    f"{self.recipe.teacher.model} is not the model any more that {path} is of: {changed}; ask for a "
+                    "dated version of it, or choose another --out"
+                )
+
+    def _check_start(self, start: str, *, ask: bool = False) -> None:
+        """Raises `LeafError` unless the student in `start` lives in this teacher's space, by name or if it is asked."""
+        known, wanted = Space.load(Path(resolve_model(start))), self.teacher.identity()
         # What a vector is computed in moves it by less than the bar of any cache.
-        if {**known.teacher, "compute_dtype": None} != {**wanted, "compute_dtype": None}:
+        if ask or {**known.teacher, "compute_dtype": None} != {**wanted, "compute_dtype": None}:
             check_teacher(self.teacher, known)
+
+    def _held_answers(self) -> tuple[Path, list[str], list[Role], Vectors] | None:
+        """A few texts of the first part of the cache that has any which were asked for, with their vectors."""
+        owned = self.teacher.owned if isinstance(self.teacher, OwnedTeacher) else None
+        for shard in _shards(self._finished("texts")):
+            path = self._embed_stage.folder / shard["file"]
+            if path.exists():
+                vectors = next(read_vectors(path)).astype(np.float32)
+                texts, kinds = read_shard(self.run.folder / "texts" / shard["file"])
+                rows = range(len(vectors))
+                asked = (row for row in rows if owned is None or owned.find([texts[row]], kinds[row])[0] < 0)
+                if chosen := list(itertools.islice(asked, NUM_CHECKED)):
+                    return path, [texts[row] for row in chosen], [kinds[row] for row in chosen], vectors[chosen]
+        return None
 
     def _checkpoints(self, stage: Stage) -> Path:
         """The folder of a student's resume points, which belong to these inputs and no others."""
@@ -654,3 +692,12 @@ class Pipeline:
 def _shards(texts: dict[str, Any]) -> list[dict[str, Any]]:
     """Every shard of the texts stage: the training parts, then the held-out texts."""
     return [*texts["shards"], texts["held_out"]]
+
+
+def _digest_of(start: str) -> str:
+    """The weights of the student that another goes on from, wherever it lies: `leaf export` adds to its settings."""
+    folder = Path(resolve_model(start))
+    weights = sorted(folder.rglob("*.safetensors"))
+    if not weights:
+        raise LeafError(f"student.start: '{start}' holds no weights; give the folder of a student")
+    return digest([[path.relative_to(folder).as_posix(), file_digest(path)] for path in weights])

@@ -87,6 +87,9 @@ class TextSource(Section):
     """Whether the licence allows commercial use; `--commercial` leaves out what says no. None: not known."""
     guard: bool = False
     """General texts that keep an existing student aligned while it adapts to others (`leaf distill --from`)."""
+    held_out: bool | None = None
+    """`true`: all of its texts are held out and none is trained on. `false`: none is held out, such as texts that a
+    student has seen before it adapts. Default: as `prepare.held_out` draws them."""
     about: About = About()
     """What is known of the source before it is read, for `leaf plan`."""
 
@@ -163,7 +166,7 @@ class Api(Section):
     tokens_per_minute: Annotated[float, Field(gt=0)] | None = None
     """Likewise, in tokens."""
     timeout: Annotated[float, Field(gt=0)] = 60.0
-    """Seconds for each try."""
+    """Seconds of silence after which a try is given up. Where that is too short it grows, up to four times as long."""
 
 
 class OwnedVectors(Section):
@@ -297,8 +300,8 @@ class Student(Section):
     revision: str | None = None
     """Hub commit or tag of the backbone."""
     start: str | None = None
-    """A student of the same teacher to go on from, weights and head; `leaf distill --from` sets it. Then `backbone`,
-    `layers`, `pooling`, `bias` and `ridge_texts` say nothing."""
+    """A student of the same teacher to go on from, weights, head and prompts; `leaf distill --from` sets it. Then
+    `backbone`, `revision`, `prompts`, `layers`, `pooling`, `bias` and `ridge_texts` say nothing."""
     prompts: dict[Literal["query", "document"], str] = {}
     """Prompts of the student, where its teacher's are not known: behind an API. Default: the teacher's; where its API
     is told queries from documents in another way, `query: ` for queries."""
@@ -413,7 +416,7 @@ class Recipe(Section):
     def _one_student(cls, data: Any) -> Any:
         if isinstance(data, dict) and "student" in data:
             if "students" in data:
-                raise ValueError("give either [student] or [[students]], not both")
+                raise ValueError("give either [student] or [[students]], not both; --from adapts a single [student]")
             data = {**data, "students": [data["student"]]}
             del data["student"]
         return data
@@ -441,6 +444,17 @@ class Recipe(Section):
                 )
         if self.teacher.model.startswith(VECTORS_SCHEME) and self.teacher.vectors is None:
             raise ValueError(f"teacher.model {self.teacher.model} cannot be asked; give its vectors in teacher.vectors")
+        for field in ("max_length", "revision"):
+            if self.teacher.is_remote and getattr(self.teacher, field) is not None:
+                raise ValueError(
+                    f"teacher.{field} is for a model with weights, and of {self.teacher.model} there are none; leave it "
+                    "out (an API's texts are cut with teacher.api.characters)"
+                )
+        if self.teacher.api != Api() and not self.teacher.is_api:
+            raise ValueError(
+                f"teacher.api is for a model behind an API, and {self.teacher.model} is none; write "
+                f"{' or '.join(f'{scheme}MODEL' for scheme in API_SCHEMES)}"
+            )
         return self
 
     def train_of(self, student: Student) -> Train:

@@ -21,6 +21,7 @@ from leaf.provenance import provenance
 from leaf.recipe import Recipe
 
 MANIFEST = "manifest.json"
+RECIPE = "recipe.toml"
 #: Seconds that a rank waits for others to look at the recipe.
 CLAIM_TIMEOUT = 30
 #: Changed when a stage's output changes shape, so that old folders are refused instead of misread.
@@ -100,19 +101,31 @@ class Run:
         What is measured and exported may change: nothing that was trained depends on it, and both have inputs of their
         own. So may what an API teacher is asked with, but for what changes its vectors, which the cache checks.
         """
-        path = self.folder / "recipe.toml"
-        if not path.is_file():
-            write_text(path, recipe.to_toml())
-            return
-        known, wanted = (each.model_dump(mode="json") for each in (Recipe.load(path), recipe))
-        may_change = {"evaluate": wanted["evaluate"], "export": wanted["export"]}
-        if {**known, **may_change, "teacher": {**known["teacher"], "api": wanted["teacher"]["api"]}} == wanted:
-            write_text(path, recipe.to_toml())
-        else:
+        if (conflict := self.conflict(recipe)) is not None:
             raise LeafError(
-                f"{self.folder} belongs to another recipe ({difference(known, wanted)}); choose another --out, "
-                "or delete the folder to start again"
+                f"{self.folder} belongs to another recipe ({conflict}); choose another --out, or delete the folder to "
+                "start again"
             )
+        write_text(self.folder / RECIPE, recipe.to_toml())
+
+    def conflict(self, recipe: Recipe) -> str | None:
+        """Why the folder cannot be this recipe's: how it differs from the one there. None where `claim` takes it."""
+        path = self.folder / RECIPE
+        if not path.is_file():
+            return None
+        known, wanted = (each.model_dump(mode="json") for each in (Recipe.load(path), recipe))
+        teacher = {**known["teacher"], "api": wanted["teacher"]["api"]}
+        known |= {"evaluate": wanted["evaluate"], "export": wanted["export"], "teacher": teacher}
+        return None if known == wanted else difference(known, wanted)
+
+    def finished_texts(self, recipe: Recipe) -> dict[str, Any] | None:
+        """The manifest of the folder's texts, where they are complete and those of `recipe`, whatever else it says."""
+        path = self.folder / RECIPE
+        if not path.is_file():
+            return None
+        owner = Recipe.load(path)
+        same = owner.texts == recipe.texts and owner.prepare == recipe.prepare
+        return read_manifest(self.folder / "texts") if same else None
 
     def stage(self, name: str, inputs: Mapping[str, Any]) -> Stage:
         """The artifact folder `name` of this run, to be made from `inputs`."""

@@ -29,7 +29,7 @@ from tenacity import (
     wait_random_exponential,
 )
 
-from leaf.errors import LeafError
+from leaf.errors import Halt, LeafError
 
 #: Timeouts, refused and lost connections, answers cut short; the second where the cut was inside a compressed answer.
 LOST = (httpx.TransportError, httpx.DecodingError)
@@ -41,7 +41,8 @@ NO_CREDIT = frozenset({"insufficient_quota", "billing_hard_limit_reached"})
 LONGEST_WAIT = 60.0
 #: A service that asks for a longer wait than this is not waited for: someone should look at the account.
 LONGEST_RETRY_AFTER = 3600.0
-
+#: Times `timeout` that an answer is waited for at most. A service that is only slow is billing for every try.
+MOST_PATIENCE = 4
 
 T = TypeVar("T")
 
@@ -109,11 +110,11 @@ class Budget:
             self.spent += cost
 
 
-class OverBudget(LeafError):
+class OverBudget(Halt):
     """The cost ceiling is reached; nothing more was sent."""
 
 
-class Refused(LeafError):
+class Refused(Halt):
     """The service said no to a request: `status` is HTTP's, `code` and `error` are what its body says of it."""
 
     def __init__(self, message: str, status: int, code: str, error: Any) -> None:
@@ -124,8 +125,9 @@ class Refused(LeafError):
 class Service:
     """One API root. Raises `LeafError` for a URL that is none and for a key that is not in the environment.
 
-    `key_variable` names the environment variable of the key, sent as a bearer token; None sends none. `timeout` is in
-    seconds, for each try. `on_retry(reason, seconds)` hears of every wait.
+    `key_variable` names the environment variable of the key, sent as a bearer token; None sends none. `timeout` is the
+    longest silence in seconds; after one that was longer, it is twice as long, up to four times. `on_retry(reason,
+    seconds)` hears of every wait.
     """
 
     def __init__(
@@ -151,14 +153,11 @@ class Service:
             raise LeafError(f"the key in {key_variable} has characters that no key has, such as a line break")
         self.url = url.rstrip("/")
         self.pace = pace or Pace()
-        self._key = key
+        self._key, self._key_variable = key, key_variable
         self._attempts, self._on_retry = attempts, on_retry
+        self._timeout, self._most_timeout = timeout, MOST_PATIENCE * timeout
         bearer = {"Authorization": f"Bearer {key}"} if key else {}
-        self._client = httpx.Client(
-            timeout=timeout,
-            headers={**bearer, **(headers or {})},
-            limits=httpx.Limits(max_connections=None),
-        )
+        self._client = httpx.Client(headers={**bearer, **(headers or {})}, limits=httpx.Limits(max_connections=None))
 
     def post(
         self,
@@ -174,8 +173,8 @@ class Service:
 
         `tokens` are what the request counts against a limit of tokens. `check(answer)` may raise `Again` for an answer
         that is not what was asked for. `failed` hears of every try that came to nothing, and may raise. Once `stop` is
-        set, a try in flight is finished and no other begins. Raises `LeafError` where the service refuses, no try of
-        `attempts` succeeds, or `stop` was set before one did.
+        set, a try in flight is finished and no other begins. Raises `Halt` where the service refuses (`Refused`), no
+        try of `attempts` succeeds, or `stop` was set before one did.
         """
         stop = stop or threading.Event()
         return self._persist(path, lambda: self._try(path, body, tokens, check, stop), failed, stop)
@@ -200,11 +199,11 @@ class Service:
         return self._persist(path, lambda: self._try_stream(path, body, read, tokens, stop), failed, stop)
 
     def reach(self) -> None:
-        """Raises `LeafError` where nobody listens at the URL: a mistyped one is then known before any waiting."""
+        """Raises `Halt` where nobody listens at the URL: a mistyped one is then known before any waiting."""
         try:
-            self._client.get(self.url + "/models")
+            self._client.get(self.url + "/models", timeout=self._timeout)
         except (httpx.ConnectError, httpx.ConnectTimeout) as error:
-            raise LeafError(f"{self.url} cannot be reached ({error}); is the URL right, and the server up?") from error
+            raise Halt(f"{self.url} cannot be reached ({error}); is the URL right, and the server up?") from error
         except httpx.HTTPError:  # somebody is there
             pass
 
@@ -238,7 +237,7 @@ class Service:
         try:
             return retrying(try_once)
         except Again as error:
-            raise LeafError(
+            raise Halt(
                 f"{self.url}{path} failed {self._attempts} times, last with: {error}; what was bought is kept: run the "
                 "same command again later"
             ) from error
@@ -247,10 +246,11 @@ class Service:
         self, path: str, body: Any, tokens: float, check: Callable[[Any], object] | None, stop: threading.Event
     ) -> Any:
         self._wait_turn(path, tokens, stop)
+        timeout = self._timeout
         try:
-            response = self._client.post(self.url + path, json=body)
+            response = self._client.post(self.url + path, json=body, timeout=timeout)
         except LOST as error:
-            raise _lost(error) from error
+            raise self._lost(error, timeout) from error
         self._check_status(path, response)
         try:
             answer = response.json()
@@ -264,53 +264,58 @@ class Service:
         self, path: str, body: Any, read: Callable[[Iterator[str]], T], tokens: float, stop: threading.Event
     ) -> T:
         self._wait_turn(path, tokens, stop)
+        timeout = self._timeout
         try:
-            with self._client.stream("POST", self.url + path, json=body) as response:
+            with self._client.stream("POST", self.url + path, json=body, timeout=timeout) as response:
                 if not response.is_success:
                     response.read()
                 self._check_status(path, response)
-                return read(_events(response))
+                return read(_events(response, lambda error: self._lost(error, timeout)))
         except LOST as error:
-            raise _lost(error) from error
+            raise self._lost(error, timeout) from error
 
     def _wait_turn(self, path: str, tokens: float, stop: threading.Event) -> None:
         self.pace.wait(tokens, stop)
         if stop.is_set():
-            raise LeafError(f"{self.url}{path} was not asked again: the work was stopped")
+            raise Halt(f"{self.url}{path} was not asked again: the work was stopped")
 
     def _check_status(self, path: str, response: httpx.Response) -> None:
         if response.status_code in RETRIED or response.status_code >= 500:
             wait = retry_after(response.headers)
             if wait > LONGEST_RETRY_AFTER or _code(response) in NO_CREDIT:
                 reason = self._reason(response)
-                raise LeafError(f"{self.url}{path} will take no more for now: {reason}; look at the account")
+                raise Halt(f"{self.url}{path} will take no more for now: {reason}; look at the account")
             if wait:
                 self.pace.hold(wait)
             raise Again(f"{response.status_code}: {self._reason(response)}", wait, billed=False)
         if response.status_code in (401, 403):
-            raise self._refused(response, f"{self.url}{path} refuses the key ({response.status_code})")
+            fix = f"; the one that was sent is in {self._key_variable}" if self._key else ""
+            raise self._refused(response, f"{self.url}{path} refuses the key ({response.status_code})", fix)
         if not response.is_success:
             raise self._refused(response, f"{self.url}{path} refused the request with {response.status_code}")
 
-    def _refused(self, response: httpx.Response, what: str) -> Refused:
-        return Refused(f"{what}: {self._reason(response)}", response.status_code, _code(response), _error(response))
+    def _refused(self, response: httpx.Response, what: str, fix: str = "") -> Refused:
+        said = f"{what}: {self._reason(response)}{fix}"
+        return Refused(said, response.status_code, _code(response), _error(response))
 
     def _reason(self, response: httpx.Response) -> str:
         """What the service says, without the key: some repeat the one they refuse."""
         reason = _reason(response)
         return reason.replace(self._key, "…") if self._key else reason
 
+    def _lost(self, error: httpx.RequestError, timeout: float) -> Again:
+        if isinstance(error, httpx.ReadTimeout):
+            self._timeout = min(max(self._timeout, 2 * timeout), self._most_timeout)
+            return Again(f"no answer within {timeout:g} s")
+        sent = not isinstance(error, httpx.ConnectError | httpx.ConnectTimeout | httpx.PoolTimeout)
+        return Again(f"{type(error).__name__} {error}".strip(), billed=sent)
+
     def _tell(self, state: RetryCallState) -> None:
         if self._on_retry is not None and state.outcome is not None and state.next_action is not None:
             self._on_retry(str(state.outcome.exception()), state.next_action.sleep)
 
 
-def _lost(error: httpx.RequestError) -> Again:
-    sent = not isinstance(error, httpx.ConnectError | httpx.ConnectTimeout | httpx.PoolTimeout)
-    return Again(f"{type(error).__name__} {error}".strip(), billed=sent)
-
-
-def _events(response: httpx.Response) -> Iterator[str]:
+def _events(response: httpx.Response, lost: Callable[[httpx.RequestError], Again]) -> Iterator[str]:
     """The data of each server-sent event; the whole body where the answer is none of those.
 
     https://html.spec.whatwg.org/multipage/server-sent-events.html. Lines are cut as bytes: `str.splitlines`, which
@@ -330,7 +335,7 @@ def _events(response: httpx.Response) -> Iterator[str]:
                     yield "\n".join(data)
                     data = []
     except LOST as error:
-        raise _lost(error) from error
+        raise lost(error) from error
 
 
 _grow = wait_random_exponential(multiplier=0.5, max=LONGEST_WAIT)

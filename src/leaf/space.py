@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import load_file, save
 
-from leaf.encoder import Encoder, Role, Vectors
+from leaf.encoder import Encoder, Role, Vectors, normalised
 from leaf.errors import LeafError
 from leaf.files import atomic_path, digest, write_json
 from leaf.models import without_folders
@@ -135,9 +135,7 @@ def verify(encoder: Encoder, space: Space) -> Verdict:
     error = float(distances.mean())
     kinds = _by_kind(distances, space.kinds)
     lengths = np.linalg.norm(space.vectors, axis=1)
-    cosines = (encoded / np.maximum(np.linalg.norm(encoded, axis=1), 1e-12)[:, None]) @ (
-        space.vectors / np.maximum(lengths, 1e-12)[:, None]
-    ).T
+    cosines = normalised(encoded) @ normalised(space.vectors).T
     return Verdict(
         error=error,
         expected=space.error,

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from leaf.encoder import Vectors, row_cosines
 from leaf.errors import LeafError
 from leaf.files import atomic_path
+from leaf.parquet import open_parquet
 from leaf.run import difference
 
 #: A row may be stored in float16 when rounding keeps its cosine above this, and its norm within 1 %.
@@ -117,7 +118,7 @@ def read_vectors(path: Path) -> Iterator[NDArray[Any]]:
     Raises `LeafError` for a file that is cut short or damaged, and for a vector that is not finite.
     """
     try:
-        with pq.ParquetFile(path) as file:
+        with open_parquet(path) as file:
             for group in range(file.num_row_groups):
                 column = file.read_row_group(group).column("vector").combine_chunks()
                 values = column.flatten().to_numpy(zero_copy_only=False)

@@ -278,13 +278,13 @@ def test_a_single_text_has_no_interval():
 
 def test_the_interval_of_many_texts_is_the_one_the_bootstrap_gives():
     values = np.random.default_rng(0).gamma(2, size=module.NORMAL_FROM)  # skewed, as distances are
-    quick, slow = module._mean(values), difference(values, np.zeros(len(values)))
+    quick, slow = module.mean_with_interval(values), difference(values, np.zeros(len(values)))
     width = slow.high - slow.low
     assert quick.value == near(slow.value)
     assert (quick.low, quick.high) == (near(slow.low, 0.05 * width), near(slow.high, 0.05 * width))
     rare = np.zeros(2000)
     rare[0] = 1
-    assert module._mean(rare).low == 0  # a share is never negative
+    assert module.mean_with_interval(rare).low == 0  # a share is never negative
 
 
 def test_the_result_is_plain_json_and_the_same_each_time():

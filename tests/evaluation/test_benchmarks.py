@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from leaf.encoder import AsymmetricEncoder
-from leaf.errors import LeafError
+from leaf.errors import Halt, LeafError
 from leaf.evaluation import benchmarks
 from leaf.evaluation.benchmarks import evaluate_benchmarks, tasks
 from leaf.evaluation.datasets import ClassificationSet, ClusteringSet, PairSet, RetrievalSet, StsSet
@@ -606,6 +606,19 @@ def test_a_hub_out_of_reach_costs_one_line_a_task_and_no_time(monkeypatch, capsy
     )
     assert "CQADupstackRetrieval: CQADupstackAndroidRetrieval: the hub cannot be reached" in lines[2]
     assert huggingface_hub.constants.HF_HUB_OFFLINE is False
+
+
+@pytest.mark.parametrize(("error", "stops"), [(LeafError("too long"), False), (Halt("the money is gone"), True)])
+def test_what_would_stop_the_next_task_too_is_no_matter_of_this_one(error, stops):
+    class Failing(Fake):
+        def encode_query(self, texts, **_):
+            raise error
+
+    if stops:
+        with pytest.raises(Halt, match="the money is gone"):
+            evaluate_benchmarks(Failing("t", 1), {}, [retrieval()])
+    else:
+        assert evaluate_benchmarks(Failing("t", 1), {}, [retrieval()]).not_measured == {"MyRetrieval": "too long"}
 
 
 def test_a_data_set_that_the_hub_refuses_is_named_with_the_reason(monkeypatch):

@@ -8,13 +8,13 @@ import pytest
 import pytrec_eval
 
 from leaf.compression import PRECISIONS, Compressed, Int8, sample
-from leaf.encoder import AsymmetricEncoder
+from leaf.encoder import AsymmetricEncoder, normalised
 from leaf.errors import LeafError
 from leaf.evaluation import curves as curves_module
 from leaf.evaluation.curves import Curves, Point, SetVectors, measure, read, summarise, write
 from leaf.evaluation.datasets import RetrievalSet
 from leaf.evaluation.measures import ndcg
-from leaf.evaluation.retrieval import normalised, retrieve
+from leaf.evaluation.retrieval import retrieve
 from leaf.evaluation.statistics import Interval, mean_retention, retention
 
 DIM = 32

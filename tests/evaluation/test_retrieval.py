@@ -1,9 +1,10 @@
 import numpy as np
 import pytest
 
+from leaf.encoder import normalised
 from leaf.errors import LeafError
 from leaf.evaluation import retrieval
-from leaf.evaluation.retrieval import normalised, retrieve, search, tie_order
+from leaf.evaluation.retrieval import retrieve, search, tie_order
 
 
 @pytest.fixture

@@ -24,6 +24,7 @@ from mteb.abstasks.task_metadata import TaskMetadata
 from mteb.models.model_meta import ModelMeta
 from mteb.similarity_functions import cos_sim, pairwise_cos_sim
 
+from leaf.encoder import normalised
 from leaf.evaluation import datasets
 from leaf.evaluation.classification import accuracies, right
 from leaf.evaluation.clustering import v_measures
@@ -39,7 +40,7 @@ from leaf.evaluation.datasets import (
 )
 from leaf.evaluation.measures import mean, ndcg, recall, spearman
 from leaf.evaluation.pairs import average_precision, cosines
-from leaf.evaluation.retrieval import normalised, retrieve
+from leaf.evaluation.retrieval import retrieve
 
 EVAL = Path(__file__).parents[3] / "shared" / "data" / "eval"
 

@@ -12,13 +12,16 @@ import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
+from leaf.errors import LeafError
 from leaf.planning import plan, print_plan, storage
 from leaf.planning.lengths import Reader, expect, paper_kind, prompt_tokens
 from leaf.planning.page import duration
 from leaf.planning.sampling import count_lines, sample_installed
-from leaf.recipe import Recipe, shipped_recipes
+from leaf.recipe import Recipe, Student, shipped_recipes
 from leaf.run import Run
+from leaf.student.model import build_student
 from leaf.texts.prepare import prepare
+from leaf.texts.tables import records
 from tiny import WORDS
 
 
@@ -134,6 +137,9 @@ def test_a_limit_the_kinds_of_a_student_and_guards_take_their_part(teacher_folde
     tables = {"prepare": {"held_out": 10, "guard_ratio": 0.5}}
     record = plan(recipe_of(teacher_folder, guarded, **tables), tmp_path / "run")
     assert record["texts"]["training"] == 35
+    # All 30 documents are held out, and 10 of the 50 queries.
+    record = plan(recipe_of(teacher_folder, [{**files[0], "held_out": True}, files[1]]), tmp_path / "run")
+    assert (record["texts"]["training"], record["texts"]["held_out"]) == (40, 40)
 
 
 def test_finished_texts_are_counted_instead_of_promised(teacher_folder, files, tmp_path):
@@ -152,6 +158,38 @@ def test_finished_texts_are_counted_instead_of_promised(teacher_folder, files, t
     assert "Finished texts: 65 to train on" in page(record)
     other = recipe_of(teacher_folder, files, prepare={"held_out": 12})
     assert not plan(other, run.folder)["texts"]["is_measured"]  # the folder is another recipe's
+
+
+def test_a_damaged_shard_is_one_line_and_what_is_known_of_sources_outlasts_the_texts_stage(
+    teacher_folder, files, tmp_path
+):
+    texts = [{**files[0], "licence": "non-commercial"}, {**files[1], "name": "b"}]
+    recipe = recipe_of(teacher_folder, texts)
+    run = Run(tmp_path / "run")
+    run.folder.mkdir()
+    run.claim(recipe)
+    stage = run.stage("texts", {})
+    stage.close(**prepare(recipe.texts, recipe.prepare, stage.folder))
+    record = plan(recipe, run.folder)
+    assert any("not for commercial use: documents" in each for each in record["warnings"])
+    (stage.folder / "part-00000.parquet").write_bytes(b"PAR1")
+    with pytest.raises(LeafError, match=r"part-00000\.parquet is damaged .*; delete .* and run again"):
+        plan(recipe, run.folder)
+
+
+def test_what_is_finished_counts_for_the_recipe_of_the_folder_alone(teacher_folder, bert, files, tmp_path):
+    recipe = recipe_of(teacher_folder, files)
+    run = Run(tmp_path / "run")
+    run.folder.mkdir()
+    run.claim(recipe)
+    stage = run.stage("texts", {})
+    stage.close(**prepare(recipe.texts, recipe.prepare, stage.folder))
+    run.stage("embeddings/key", {}).close(rows=80)
+    record = plan(recipe, run.folder)
+    assert (record["teacher"]["is_done"], record["conflict"]) == (True, None)
+    other = plan(recipe_of(bert, files), run.folder)
+    assert (other["texts"]["is_measured"], other["teacher"]["is_done"]) == (True, False)
+    assert other["warnings"][0].startswith(f"{run.folder} belongs to another recipe (teacher.model was ")
 
 
 def test_parquet_is_sampled_all_over_and_filtered(teacher_folder, tmp_path):
@@ -176,6 +214,44 @@ def test_lines_are_counted_to_the_end_or_carried_over_by_bytes(tmp_path, monkeyp
     lines, _, exact = count_lines(packed)
     assert not exact
     assert lines == pytest.approx(200_000, rel=0.1)
+
+
+def test_large_files_of_lines_are_not_read_to_their_end_however_long_or_rare_their_rows(
+    teacher_folder, tmp_path, monkeypatch
+):
+    rows = [{"text": words(2, n), "language": "en" if n % 10 else "de"} for n in range(3000)]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    opened = records
+
+    def counting(source, path):
+        for record in opened(source, path):
+            read.append(record)
+            yield record
+
+    monkeypatch.setattr("leaf.planning.sampling.records", counting)
+    source = {"source": str(path), "kind": "query"}
+    for limit, where, expected in (
+        ({"MAX_ROWS": 500}, {"language": "de"}, 300),
+        ({"MAX_ROWS": 500}, {"language": "none"}, 0),
+        ({"MAX_BYTES": 2000}, {}, 3000),  # counted in the first 2,000 bytes, and read for as many characters
+    ):
+        read = []
+        with monkeypatch.context() as patch:
+            for name, value in limit.items():
+                patch.setattr(f"leaf.planning.sampling.{name}", value)
+            found = plan(recipe_of(teacher_folder, [{**source, "where": where}]), tmp_path / "run")["texts"]["sources"]
+        assert len(read) <= 501
+        assert (found[0]["rows_from"], found[0]["rows"]) == ("estimated", pytest.approx(expected, rel=0.05))
+
+
+def test_a_folder_of_the_hub_may_hold_lines_and_a_mixed_glob_tables_and_lines(teacher_folder, files, tmp_path):
+    (tmp_path / "copy").mkdir()
+    (tmp_path / "copy" / "train.jsonl.gz").write_bytes(gzip.compress(b'{"text": "baba"}\n' * 9))
+    (tmp_path / "copy" / "README.md").write_text("# Nine rows\n")
+    texts = [{"source": f"hub:{tmp_path / 'copy'}", "kind": "query"}, {"source": f"{tmp_path}/*.*", "kind": "query"}]
+    sources = plan(recipe_of(teacher_folder, texts), tmp_path / "run")["texts"]["sources"]
+    assert [(each["rows"], each["rows_from"]) for each in sources] == [(9, "counted"), (30 + 50, "counted")]
 
 
 def test_installed_documentation_is_estimated_from_a_part_of_it():
@@ -219,6 +295,44 @@ def test_nothing_that_is_broken_stops_the_plan(files, tmp_path):
     assert "no_such_package" in said
     assert record["teacher"]["parameters"] is None
     page(record, 80)
+
+
+def test_what_would_stop_the_run_after_it_was_paid_for_is_said(teacher_folder, files, tmp_path):
+    recipe = recipe_of(teacher_folder, files, student={"layers": [0, 11]}, prepare={"held_out": 100_000})
+    said = "\n".join(plan(recipe, tmp_path / "run")["warnings"])
+    assert "student: layers names layer 11, but its backbone has layers 0 to 3" in said
+    assert "too few to hold out 100,000" in said
+
+
+def test_sources_that_the_texts_stage_would_refuse_are_said(teacher_folder, files, tmp_path):
+    pq.write_table(pa.table({"text": [["a", "list"]] * 5}), tmp_path / "lists.parquet")
+    texts = [
+        files[0],
+        {"source": str(tmp_path / "lists.parquet"), "kind": "query"},
+        {"source": "vectors"},
+        {"source": "tokenizer:/no/such/folder"},
+        {"source": "hub:./no/such/copy", "kind": "query"},
+        {"source": "installed-docs", "column": "text2"},
+    ]
+    record = plan(recipe_of(teacher_folder, texts, train={"batch_size": 64}), tmp_path / "run")
+    said = "\n".join(record["warnings"])
+    assert "lists: column 'text' holds no texts" in said
+    assert "teacher.vectors, which is not set" in said
+    assert "no folder '/no/such/folder'" in said
+    assert "no folder './no/such/copy'" in said
+    assert "column has no meaning for this kind of source" in said
+    assert "are not known" not in said  # what is wrong with them is said once
+    assert "student: 25 training texts do not fill one batch of 64" in said
+
+
+def test_a_lookup_table_can_be_gone_on_from(teacher_folder, bert, files, tmp_path):
+    settings = Student(layers=(), max_length=None)
+    built = build_student(settings, str(bert), {}, 24, normalise=True, max_length=None, similarity="cosine", seed=0)
+    built.save(tmp_path / "student")
+    record = plan(recipe_of(teacher_folder, files, student={"start": str(tmp_path / "student")}), tmp_path / "run")
+    # Saved, it is folded into the teacher's width: 5 marks, 32 syllables twice and 32² words, of 24 dimensions.
+    assert (record["students"][0]["layers"], record["students"][0]["parameters"]) == (0, (5 + 64 + 1024) * 24)
+    assert record["warnings"] == []
 
 
 # Disk, memory, money
@@ -283,6 +397,15 @@ def test_an_api_costs_its_tokens_and_takes_as_long_as_its_pace(files, tmp_path):
     assert cut["teacher"]["api"]["tokens"] == pytest.approx(1_000_000)
 
 
+def test_requests_are_as_large_as_the_provider_takes_and_ones_own_server_is_asked(tmp_path):
+    texts = [{"source": "hub:a/b", "kind": "query", "rows": 100_000, "about": {"tokens": 20}}]
+    recipe = api_recipe(texts, {"batch_texts": 5000})
+    for url, requests in ((None, 49), ("http://localhost:1/v1", 20)):  # OpenAI takes 2,048
+        api = recipe.teacher.api.model_copy(update={"url": url})
+        asked = recipe.model_copy(update={"teacher": recipe.teacher.model_copy(update={"api": api})})
+        assert plan(asked, tmp_path / "run")["teacher"]["api"]["requests"] == requests
+
+
 def test_what_an_api_needs_and_is_not_told_is_warned_of(files, tmp_path):
     (tmp_path / "long.txt").write_text(f"{'word ' * 10_000}\nshort\n")
     texts = [*files, {"source": str(tmp_path / "long.txt"), "kind": "document"}]
@@ -310,7 +433,7 @@ def test_an_api_of_unknown_width_leaves_out_what_follows_from_it(files, tmp_path
 
 
 def test_vectors_that_are_owned_are_not_computed_again(teacher_folder, files, tmp_path):
-    vectors = pa.FixedSizeListArray.from_arrays(pa.array(np.zeros(40 * 12, np.float32)), 12)
+    vectors = pa.FixedSizeListArray.from_arrays(pa.array(np.ones(40 * 12, np.float32)), 12)
     pq.write_table(pa.table({"body": [words(3, i) for i in range(40)], "vector": vectors}), tmp_path / "dump.parquet")
     owned = {"source": str(tmp_path / "dump.parquet"), "text": "body"}
     texts = [{"source": "vectors"}, files[0]]
@@ -339,6 +462,10 @@ def test_evaluation_counts_local_sets_and_names_what_is_missing(teacher_folder, 
     assert f"evaluate.data: there is no {tmp_path / 'none'}" in record["warnings"]
     assert all(each["evaluation_seconds"] > 0 for each in record["hardware"])
     assert "Not counted: data, vectors and hours of BEIR." in page(record)
+    (folder / "corpus.jsonl").unlink()
+    (folder / "corpus.jsonl.gz").write_bytes(gzip.compress(b"{}\n" * 5)[:-8])
+    damaged = plan(recipe_of(teacher_folder, files, evaluate=data), tmp_path / "run")["evaluation"]
+    assert damaged["missing"] == [str(folder / "corpus.jsonl.gz"), str(tmp_path / "none")]
 
 
 def test_files_that_are_missing_are_named_and_the_vocabulary_has_its_verb(teacher_folder, files, tmp_path):
@@ -380,6 +507,11 @@ def test_hardware_and_gpus_are_chosen_by_name(tmp_path):
     assert [each["name"] for each in (*one, *two)] == ["L4", "L4"]
     assert two[0]["teacher_seconds"] == pytest.approx(one[0]["teacher_seconds"] / 2)
     assert "2 × L4" in page(plan(recipe, tmp_path, hardware="l4", gpus=2))
+    both = plan(recipe, tmp_path, hardware="A100")  # of which there are two
+    assert ([each["key"] for each in both["hardware"]], both["warnings"]) == (
+        ["a100-40gb", "a100-80gb"],
+        plan(recipe, tmp_path)["warnings"],
+    )
     unknown = plan(recipe, tmp_path, hardware="abacus")
     assert len(unknown["hardware"]) > 5
     assert any(
@@ -398,6 +530,15 @@ def test_every_shipped_recipe_fits_its_page_and_survives_json(name, tmp_path, mo
         assert "…" not in text
         assert text.count("\n") < 75 if width >= 100 else 95
     assert not list(tmp_path.iterdir())  # nothing is written
+
+
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_a_sweep_of_many_students_with_long_names_fits_a_narrow_page(teacher_folder, files, tmp_path, width):
+    grid = {"train.lr": [1e-4, 3e-4, 1e-3], "train.batch_size": [16, 32], "train.seed": [0, 1]}
+    text = page(plan(recipe_of(teacher_folder, files, sweep={"grid": grid}), tmp_path / "run"), width)
+    assert max(map(len, text.splitlines())) <= width
+    assert "…" not in text
+    assert "batch-size-32" in text
 
 
 def test_durations_are_in_the_unit_people_use():

@@ -6,8 +6,7 @@ import pytest
 from transformers import BertConfig, BertModel, DistilBertConfig, DistilBertModel, ModernBertConfig, ModernBertModel
 
 from leaf.planning.architecture import Architecture
-from leaf.planning.known import MODELS
-from leaf.planning.models import find_model
+from leaf.planning.models import MODELS, find_model
 from leaf.student.model import build_student
 
 MINI = Architecture(6, 384, 1536, 30522, 512, 2)

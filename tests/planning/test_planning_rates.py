@@ -7,7 +7,7 @@ import pytest
 
 import leaf
 from leaf.planning import rates
-from leaf.planning.known import MODELS
+from leaf.planning.models import MODELS
 from leaf.planning.rates import (
     CPU,
     GPUS,

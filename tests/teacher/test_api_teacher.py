@@ -2,25 +2,28 @@ import contextlib
 import json
 import os
 import random
+import sqlite3
 import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
 import numpy as np
 import openai
 import pytest
+from filelock import FileLock
 
 from embeddings_service import CANARY_TEXTS, Embeddings, answered
-from leaf.errors import LeafError
+from leaf.errors import Halt, LeafError
 from leaf.recipe import Api
 from leaf.service import OverBudget, Service
 from leaf.teacher.api import ApiTeacher
 from leaf.teacher.buying import TokenRate
 from leaf.teacher.drift import CANARIES, drift
-from leaf.teacher.paid import PaidVectors
+from leaf.teacher.paid import PaidVectors, Purchase
 from misbehaving import Misbehaving, Refusal
 from serving import FakeEncoder, running
 
@@ -95,7 +98,6 @@ def test_each_provider_is_asked_in_its_own_words(opened, model, path, query, doc
     ]
     np.testing.assert_array_equal(queries, truth.vectors(["one"], query.get("input_type", ""))[:, :6])
     np.testing.assert_array_equal(documents, truth.vectors(["two"], document.get("input_type", ""))[:, :6])
-    assert teacher.tells_roles == bool(query)
     assert teacher.dim == 6
 
 
@@ -137,9 +139,10 @@ def test_prompts_are_put_before_the_text_and_long_texts_are_cut(opened):
     np.testing.assert_array_equal(document, truth.vectors(["abcde"]))
 
 
-def test_identity_is_what_can_change_a_vector(opened):
+def test_identity_is_what_can_change_a_vector_and_nobody_is_asked_for_it(opened):
     with Misbehaving(Embeddings()) as service:
         identity = opened(service, prompts={"query": "find: "}, characters=50, price=1.0, at_once=3).identity()
+    assert service.requests == []
     assert identity == {
         "model": "openai:m",
         "url": "127.0.0.1/v1",
@@ -147,7 +150,6 @@ def test_identity_is_what_can_change_a_vector(opened):
         "input_types": {},
         "characters": 50,
         "prompts": {"query": "find: ", "document": ""},
-        "dim": 8,
         "similarity": "cosine",
     }
 
@@ -169,7 +171,6 @@ def test_through_every_fault_each_text_is_answered_whole_once(opened, stubborn):
         teacher, heard = opened(service, "voyage:m", batch_texts=2, run="a"), []
         queries = teacher.encode_query(texts, advance=heard.append)
         documents = teacher.encode_document(texts[::-1])
-        teacher.confirm()
         bill = teacher.bill()
     np.testing.assert_array_equal(queries, truth.vectors(texts, "query"))
     np.testing.assert_array_equal(documents, truth.vectors(texts[::-1], "document"))
@@ -187,7 +188,6 @@ def test_another_run_and_recipe_finds_what_was_bought(opened):
     with Misbehaving(truth) as service:
         first = opened(service, run="a", prompts={"query": "find: "})
         first.encode_query(TEXTS)
-        first.confirm()
         first.close()
         asked, heard = len(service.requests), []
         again = opened(service, run="b", characters=100)
@@ -232,7 +232,6 @@ for line in sys.stdin:
     try:
         teacher = ApiTeacher("openai:m", Api(**job["settings"]), store=Path(job["store"]))
         teacher.encode_document(job["texts"])
-        teacher.confirm()
     except Exception as error:
         Path(job["pid"]).with_suffix(".error").write_text(str(error))
     os._exit(0)
@@ -283,36 +282,40 @@ def test_a_process_killed_at_any_moment_loses_no_more_than_was_in_flight(opened,
         assert 100 < len(answered(service)) < 1200, "the kills must fall into the work"
         teacher = opened(service, at_once=3)
         vectors = teacher.encode_document(texts)
-        teacher.confirm()
     np.testing.assert_array_equal(vectors, truth.vectors(texts))
     counts = answered(service)
     assert len(counts) == 1200
     assert sum(counts.values()) - 1200 <= kills * 3 * 4
 
 
-def test_a_second_buyer_is_refused_and_a_reader_is_not(opened, in_child, tmp_path):
+def test_a_second_buyer_waits_and_pays_for_the_rest_alone_and_a_reader_does_not_wait(
+    opened, in_child, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr("leaf.teacher.paid.SILENT_WAIT", 0.1)
     truth = Embeddings()
-    with Misbehaving(truth) as service:
-        teacher = opened(service)
-        teacher.encode_document(TEXTS[:20])
-        with in_child(service, TEXTS[:20]):  # what is not confirmed yet is not for others
-            pass
-        assert "another process is buying vectors into" in (tmp_path / "pid.error").read_text()
-        (tmp_path / "pid.error").unlink()
-        teacher.confirm()
-        asked = len(service.requests)
-        with in_child(service, TEXTS[:20]):
-            pass
+    texts = [f"text number {n}" for n in range(120)]
+    with Misbehaving(truth, delay=0.03) as service:
+        opened(service).encode_document(texts[:8])
+        with in_child(service, texts[:100], at_once=1):
+            while len(answered(service)) < 16:
+                time.sleep(0.002)
+            reader = opened(service)
+            np.testing.assert_array_equal(reader.encode_document(texts[:8]), truth.vectors(texts[:8]))
+            assert "waiting" not in capsys.readouterr().err
+            vectors = opened(service).encode_document(texts)
+            assert "another process is buying vectors into" in capsys.readouterr().err
         assert not (tmp_path / "pid.error").exists()
-        assert len(service.requests) == asked
-        with in_child(service, TEXTS):
-            pass
-        assert "another process is buying" in (tmp_path / "pid.error").read_text()
-        (tmp_path / "pid.error").unlink()
-        teacher.close()
-        with in_child(service, TEXTS):
-            pass
-        assert not (tmp_path / "pid.error").exists()
+    np.testing.assert_array_equal(vectors, truth.vectors(texts))
+    assert answered(service) == {("", text): 1 for text in texts}
+
+
+def test_two_stores_of_one_file_in_two_threads_pay_once(opened):
+    with Misbehaving(Embeddings(), delay=0.005) as service:
+        threads = [threading.Thread(target=opened(service).encode_document, args=[TEXTS]) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
     assert answered(service) == {("", text): 1 for text in TEXTS}
 
 
@@ -467,11 +470,9 @@ def test_a_noisy_model_is_bought_from_without_complaint(opened):
     with Misbehaving(Embeddings(dim=256, noise=3e-4)) as service:
         teacher = opened(service)
         first = teacher.encode_document(TEXTS)
-        teacher.confirm()
-        teacher.confirm()
         np.testing.assert_array_equal(teacher.encode_document(TEXTS), first)
         canaries = [body for _, body in service.requests if CANARY_TEXTS.issuperset(body["input"])]
-    assert len(canaries) == 2 * 8  # new and confirmed; the second confirmation has nothing to confirm
+    assert len(canaries) == 2 * 8  # before, since the store was new, and after; the second call buys nothing
 
 
 def test_a_model_that_changes_stops_the_run_and_leaves_nothing_behind(opened, monkeypatch):
@@ -481,7 +482,6 @@ def test_a_model_that_changes_stops_the_run_and_leaves_nothing_behind(opened, mo
     with Misbehaving(truth) as service:
         teacher = opened(service, at_once=2)
         first = teacher.encode_document(texts[:40])
-        teacher.confirm()
         changed_at = truth.calls + 15
         normal = Embeddings.__call__
 
@@ -511,18 +511,38 @@ def test_a_model_that_changes_stops_the_run_and_leaves_nothing_behind(opened, mo
     assert all(count <= 2 for count in answered(service).values())
 
 
-def test_confirming_stops_before_a_part_of_a_changed_model_is_written(opened):
+def test_no_call_returns_vectors_of_a_model_that_changed_while_it_bought(opened):
+    """Whoever keeps what is returned, a cache of evaluation sets for one, could not take it back."""
     truth = Embeddings()
-    with Misbehaving(truth) as service:
-        teacher = opened(service)
-        teacher.encode_document(TEXTS)
-        truth.model = "other"
-        with pytest.raises(LeafError, match="40 vectors bought since it was last the same are set aside"):
-            teacher.confirm()
-        truth.model = "true"
-        teacher.encode_document(TEXTS)
-        teacher.confirm()
+    normal = Embeddings.__call__
+
+    def changing(path, body):
+        truth.model = "other" if len(answered(service)) >= 20 else "true"
+        return normal(truth, path, body)
+
+    with Misbehaving(changing) as service:
+        teacher = opened(service, at_once=1)
+        with pytest.raises(Halt, match="40 vectors bought since it was last the same are set aside"):
+            teacher.encode_document(TEXTS)
+        service.answer, truth.model = truth, "true"
+        np.testing.assert_array_equal(teacher.encode_document(TEXTS), truth.vectors(TEXTS))
     assert set(answered(service).values()) == {2}
+
+
+def test_another_teacher_on_the_store_does_not_believe_what_nobody_confirmed(opened):
+    truth = Embeddings()
+
+    def interrupt(count):
+        raise KeyboardInterrupt
+
+    with Misbehaving(truth) as service:
+        other = opened(service)
+        other.encode_document(["one"])
+        with pytest.raises(KeyboardInterrupt):
+            opened(service, at_once=1).encode_document(TEXTS, advance=interrupt)
+        truth.model = "other"
+        with pytest.raises(Halt, match="has changed"):
+            other.encode_document(TEXTS[:4])
 
 
 def test_what_a_killed_process_left_is_confirmed_by_the_next_good_look(opened, in_child):
@@ -569,7 +589,6 @@ def test_the_ceiling_is_never_passed_and_a_higher_one_goes_on(opened, stubborn):
             assert 0.5 * ceiling < truth.tokens / 1e6 <= ceiling
         teacher = opened(service, price=1.0, max_cost=1.0, run="a")
         np.testing.assert_array_equal(teacher.encode_document(texts), truth.vectors(texts))
-        teacher.confirm()
         bill = teacher.bill()
         other = opened(service, price=1.0, max_cost=1e-9, run="b")  # another run begins with nothing spent
         assert other.bill()["cost"] == 0
@@ -580,7 +599,7 @@ def test_the_ceiling_is_never_passed_and_a_higher_one_goes_on(opened, stubborn):
 
 
 def test_a_ceiling_needs_a_price(opened):
-    with pytest.raises(LeafError, match=r"needs the price of openai:m: set teacher\.api\.price"):
+    with pytest.raises(LeafError, match=r"needs the price of openai:m; set teacher\.api\.price"):
         opened(type("Nobody", (), {"url": "http://127.0.0.1:9/v1"}), max_cost=5.0)
 
 
@@ -648,7 +667,6 @@ def test_the_key_is_in_no_file_and_no_identity(opened, monkeypatch, tmp_path, ca
     with Misbehaving(Embeddings(), fail=0.3, seed=1) as service:
         teacher = opened(service, key_variable="SOME_KEY", price=1.0)
         teacher.encode_query(TEXTS)
-        teacher.confirm()
         assert KEY not in json.dumps(teacher.identity()) + json.dumps(teacher.bill())
         files = [path for path in tmp_path.rglob("*") if path.is_file()]
         assert len(files) >= 2
@@ -659,7 +677,8 @@ def test_the_key_is_in_no_file_and_no_identity(opened, monkeypatch, tmp_path, ca
 def test_a_text_that_is_too_long_is_known_before_anything_is_paid(monkeypatch, tmp_path):
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     with Misbehaving(Embeddings()) as service:
-        monkeypatch.setattr(httpx.Client, "post", redirected(httpx.Client.post, service.url))
+        for method in ("get", "post"):
+            monkeypatch.setattr(httpx.Client, method, redirected(getattr(httpx.Client, method), service.url))
         teacher = ApiTeacher("openai:m", Api(), store=tmp_path)
         assert len(teacher.encode_document(["word " * 5000])) == 1  # 6,251 tokens
         with pytest.raises(
@@ -673,8 +692,8 @@ def test_a_text_that_is_too_long_is_known_before_anything_is_paid(monkeypatch, t
     assert max(len(text) for body in no_canaries(service) for text in body["input"]) // 4 < 8192
 
 
-def redirected(post, url):
-    return lambda self, address, **rest: post(self, address.replace("https://api.openai.com/v1", url), **rest)
+def redirected(ask, url):
+    return lambda self, address, **rest: ask(self, address.replace("https://api.openai.com/v1", url), **rest)
 
 
 def limited(truth, refusal):
@@ -744,10 +763,35 @@ def test_a_model_of_no_provider_is_refused(model, tmp_path):
         ApiTeacher(model, Api(), store=tmp_path)
 
 
-def test_a_damaged_store_is_one_line(tmp_path):
+def test_a_store_that_cannot_be_used_is_one_line_that_says_what_to_do(tmp_path):
     (tmp_path / "a.sqlite").write_bytes(b"no database " * 100)
-    with pytest.raises(LeafError, match=r"a\.sqlite cannot be used"):
+    with pytest.raises(
+        Halt, match=r"a\.sqlite cannot be used \(file is not a database\); the file is damaged: move it"
+    ):
         PaidVectors(tmp_path / "a.sqlite")
+    with pytest.raises(Halt, match=r"cannot be made .*LEAF_CACHE"):
+        PaidVectors(tmp_path / "a.sqlite" / "b.sqlite")
+    store = PaidVectors(tmp_path / "c.sqlite")
+    store._sql.execute("PRAGMA max_page_count = 1")  # a full disk, as SQLite sees it
+    with pytest.raises(Halt, match=r"\(database or disk is full\); make room"):
+        store.add(Purchase("", "query", 1, 1), [b"key"] * 100, np.zeros((100, 1024), np.float32))
+    store._sql.execute("PRAGMA max_page_count = 100000")
+    store.add(Purchase("", "query", 1, 1), [b"key"], np.zeros((1, 8), np.float32))
+
+
+def test_a_store_that_another_process_is_just_making_is_waited_for(tmp_path):
+    """As SQLite has it, a database that is written to cannot be given another journal, and does not wait for it."""
+    file = tmp_path / "a.sqlite"
+    other, lock = sqlite3.connect(file, isolation_level=None, check_same_thread=False), FileLock(f"{file}.lock")
+    with lock:
+        other.execute("BEGIN IMMEDIATE")
+        other.execute("CREATE TABLE some (thing)")
+        with ThreadPoolExecutor(1) as pool:
+            opening = pool.submit(PaidVectors, file)
+            time.sleep(0.2)
+            other.execute("COMMIT")
+            lock.release()
+            assert opening.result().facts() == {}
 
 
 def test_waiting_is_said_now_and_then(opened, capsys, monkeypatch):

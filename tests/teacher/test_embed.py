@@ -1,4 +1,5 @@
 import inspect
+import shutil
 import subprocess
 import sys
 import threading
@@ -13,7 +14,7 @@ from leaf.errors import LeafError
 from leaf.teacher import embed as module
 from leaf.teacher import model
 from leaf.teacher.embed import cache_folder, cache_key, embed
-from leaf.teacher.model import SentenceTransformerEncoder
+from leaf.teacher.model import SentenceTransformerEncoder, folder_digest
 from leaf.texts.shards import SCHEMA, write_shard
 from leaf.vector_files import read_vectors
 from tiny import sentences
@@ -181,20 +182,6 @@ def test_a_rank_outside_its_world_is_refused(texts, tmp_path, share):
         fill(texts, tmp_path / "e", HashTeacher(), share=share)
 
 
-def test_what_is_asked_before_a_part_is_written_keeps_it_out_and_the_parts_before_it_stay(texts, tmp_path):
-    calls = []
-
-    def changed():
-        calls.append(len(list(tmp_path.glob("e/*/part-*"))))
-        if len(calls) == 2:
-            raise LeafError("the model has changed")
-
-    with pytest.raises(LeafError, match="the model has changed"):
-        fill(texts, tmp_path / "e", HashTeacher(), before_write=changed)
-    assert calls == [0, 1]
-    assert [path.name for path in tmp_path.glob("e/*/part-*")] == ["part-00000.parquet"]
-
-
 def test_the_next_shard_is_encoded_while_the_last_is_written_and_what_was_bought_is_kept(texts, tmp_path, monkeypatch):
     encoding, real = threading.Event(), module.write_part
 
@@ -274,6 +261,18 @@ def test_the_identity_changes_with_everything_that_changes_a_vector(teacher_fold
     }
     for field, other in changed.items():
         assert other[field] != known[field], field
+
+
+def test_weights_are_told_apart_below_a_folder_of_any_name(teacher_folder, bert, tmp_path):
+    """`onnx/` inside a model says nothing about its weights, and above one says nothing at all."""
+    one, other = tmp_path / "onnx" / "one", tmp_path / "onnx" / "other"
+    shutil.copytree(teacher_folder, one)
+    shutil.copytree(bert, other)
+    known = folder_digest(one)
+    assert known == folder_digest(teacher_folder) != folder_digest(other)
+    (one / "onnx").mkdir()
+    (one / "onnx" / "manifest.json").write_text("{}")
+    assert folder_digest(one) == known
 
 
 def test_order_and_batch_size_do_not_change_a_vector(teacher_folder):

@@ -313,26 +313,39 @@ print(high() - before)
         path.unlink()  # pytest would keep 600 MB
 
 
+def test_where_the_dump_is_gone_its_copy_goes_on(tmp_path, capsys):
+    settings = write(tmp_path / "d.parquet", TEXTS, list(numbers(50)))
+    expected = lookup(owned(settings, tmp_path))
+    (tmp_path / "d.parquet").unlink()
+    np.testing.assert_array_equal(lookup(owned(settings, tmp_path)), expected)
+    assert "keeping the 50 vectors that" in capsys.readouterr().err
+    for other in (settings.model_copy(update={"vector": "other"}), settings):
+        folder = tmp_path if other is not settings else tmp_path / "elsewhere"
+        with pytest.raises(LeafError, match="no file"):
+            _ = owned(other, folder).facts
+
+
 # The teacher
 
 
 class Counting:
     """An inner teacher that writes down what it is asked; `change` spoils its vectors."""
 
-    tells_roles = True
-
     def __init__(self, folder, change=lambda vectors, role: vectors):
         self.real, self.asked, self.change = SentenceTransformerEncoder(str(folder), name="inner"), [], change
         self.name, self.dim, self.similarity = "inner", self.real.dim, "dot"
         self.prompts, self.folder = self.real.prompts, self.real.folder
         self.max_length, self.num_parameters = self.real.max_length, self.real.num_parameters
-        self.confirmed = 0
+        self.closed = 0
 
     def identity(self):
         return self.real.identity()
 
-    def confirm(self):
-        self.confirmed += 1
+    def bill(self):
+        return {"texts_bought": 3}
+
+    def close(self):
+        self.closed += 1
 
     def encode_query(self, texts, *, batch_size=32, advance=None):
         self.asked.append(("query", list(texts)))
@@ -395,9 +408,9 @@ def test_only_the_texts_without_a_vector_are_asked_of_the_teacher_in_one_call(co
     queries = [text for text, kind in zip(TEXTS, kinds, strict=True) if kind == "query"]
     assert inner.asked == [("query", queries[:6]), ("query", queries[6:]), ("document", unknown)]
     assert teacher.identity() == inner.identity()
-    assert (teacher.similarity, teacher.folder, teacher.tells_roles) == ("dot", str(teacher_folder), True)
-    teacher.confirm()
-    assert inner.confirmed == 1
+    assert (teacher.similarity, teacher.folder, teacher.bill()) == ("dot", str(teacher_folder), {"texts_bought": 3})
+    teacher.close()
+    assert inner.closed == 1
     advanced = []
     teacher.encode_document(documents, advance=advanced.append)
     assert sum(advanced) == 40
@@ -617,7 +630,7 @@ def test_a_recipe_holds_no_password_and_a_query_only_for_a_database(vectors, mes
     recipe = {
         "name": "mine",
         "teacher": {"model": "vectors:mine", "vectors": vectors},
-        "student": {},
+        "student": {"backbone": "any/encoder"},
         "texts": [{"source": "vectors"}],
     }
     with pytest.raises(LeafError, match=message) as caught:

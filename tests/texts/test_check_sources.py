@@ -39,11 +39,18 @@ VIEWER = {
     "some/questions": {
         "pair": {"features": features("query", "answer"), "splits": {"train": {"num_examples": 73}, "dev": {}}},
     },
+    "some/lists": {
+        "default": {
+            "features": {"text": [{"dtype": "string", "_type": "Value"}], "id": {"dtype": "int64", "_type": "Value"}},
+            "splits": {"train": {"num_examples": 5}},
+        },
+    },
     "some/years": {year: {"features": features("text", "lang"), "splits": {"train": {}}} for year in ("2016", "2017")},
 }
 #: What the page says: files, the head of its README, whether it is gated.
 PAGES: dict[str, tuple[list[str], dict[str, Any], bool | str]] = {
     "datasets/some/questions": (["pair/train.parquet"], {}, False),
+    "datasets/some/lists": (["train.parquet"], {}, False),
     "datasets/some/years": (["2016.parquet"], {}, False),
     "datasets/some/script": (["script.py", "README.md"], {}, False),
     "datasets/some/bare": (["rows.jsonl"], {}, "manual"),
@@ -134,6 +141,8 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Hub]]:
         ("hub:some/years", {"config": "2017", "where": {"lang": "en"}}, None, True, ""),
         ("hub:some/years", {"config": "2017", "where": {"language": "en"}}, None, False, "no column 'language'"),
         ("hub:some/declared", {}, 12, True, ""),
+        ("hub:some/lists", {}, 5, False, "column 'text' of hub:some/lists holds lists or records, expected strings"),
+        ("hub:some/lists", {"column": "id"}, 5, False, "holds int64, expected strings"),
         ("hub:some/bare", {}, None, None, "an agreement on its page"),
         ("hub:some/script", {}, None, False, "a loading script"),
         ("tokenizer:some/fast", {}, None, True, ""),
@@ -204,6 +213,10 @@ def test_files_are_opened_and_their_columns_looked_for(tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl.gz").write_bytes(gzip.compress(b'{"text": "a"}\n')[:12])
     damaged = one(str(tmp_path / "rows.jsonl.gz"), kind="query")
     assert "is the file complete?" in damaged.reason
+    pq.write_table(pa.table({"text": [None, ["a", "b"]]}), tmp_path / "lists.parquet")
+    lists = one(str(tmp_path / "lists.parquet"), kind="query")
+    assert (lists.reachable, lists.columns) == (True, False)
+    assert "holds list, expected strings" in lists.reason
     missing = one(str(tmp_path / "nothing.csv"), kind="query")
     assert (missing.reachable, missing.columns) == (False, None)
     ignored = one(str(tmp_path / "a.parquet"), split="test")
@@ -220,6 +233,12 @@ def test_folders_tokenizers_documentation_and_owned_vectors(tmp_path: Path) -> N
     assert one("installed-docs", packages=["numpy"]).reason == ""
     assert "no package 'nothing_of_this_name'" in one("installed-docs", packages=["nothing_of_this_name"]).reason
     assert "teacher.vectors is not set" in one("vectors").reason
+    (tmp_path / "lists").mkdir()
+    (tmp_path / "lists" / "train.jsonl").write_text('{"text": ["a"]}\n')
+    assert "holds list, expected strings" in one(f"hub:{tmp_path / 'lists'}", kind="query").reason
+    (tmp_path / "cut").mkdir()
+    (tmp_path / "cut" / "train.jsonl.gz").write_bytes(gzip.compress(b'{"text": "a"}\n')[:-9])
+    assert "end-of-stream" in one(f"hub:{tmp_path / 'cut'}", kind="query").reason
     (there,) = check_sources(recipe({"source": "vectors"}, vectors="dump.parquet"))
     assert (there.reachable, there.reason) == (True, "")
 

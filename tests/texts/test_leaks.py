@@ -330,7 +330,7 @@ def leaf_texts(recipe: Path) -> dict[str, Any]:
 def test_leaf_texts_says_what_it_dropped_and_notices_when_the_benchmark_changes(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from leaf.cli.stages import _print_texts as texts
+    from leaf.cli.printing import print_texts as texts
 
     path = recipe(tmp_path, [*WORDS, *PLANTED, SENTENCE])
     manifest = leaf_texts(path)
@@ -356,7 +356,7 @@ def test_leaf_texts_refuses_where_it_is_told_to(tmp_path: Path) -> None:
 def test_without_a_check_the_manifest_knows_no_benchmarks_and_the_table_no_check(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from leaf.cli.stages import _print_texts as texts
+    from leaf.cli.printing import print_texts as texts
 
     manifest = leaf_texts(recipe(tmp_path, WORDS, leak_check=[]))
     texts(manifest)

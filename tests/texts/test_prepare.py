@@ -157,8 +157,10 @@ def test_too_few_texts_empty_sources_and_unusable_texts_are_errors_with_a_fix(tm
         prepare([source(tmp_path, WORDS[:19])], settings(), tmp_path / "texts")
     with pytest.raises(LeafError, match="has no rows"):
         prepare([source(tmp_path, [])], settings(), tmp_path / "texts")
-    with pytest.raises(LeafError, match=r"empty corpus: 2 rows .* \(empty 1, not a string 1\); check that `column`"):
-        prepare([source(tmp_path, ["", None])], settings(), tmp_path / "texts")
+    with pytest.raises(
+        LeafError, match=r"2 rows were read and all of them rejected \(empty 1, not a string 1\); check that"
+    ):
+        prepare([source(tmp_path, WORDS, "good"), source(tmp_path, ["", None])], settings(), tmp_path / "texts")
     assert [path.name for path in (tmp_path / "texts").iterdir()] == [".sources"]  # what was read serves another try
 
 
@@ -238,3 +240,29 @@ def test_too_few_pairs_says_how_many_there_are(tmp_path: Path, pairs: list[tuple
     pairs[1] = ("question 0", "yet another answer")
     with pytest.raises(LeafError, match=r"have 38 pairs whose texts occur only once, .*held_out_pairs = 39"):
         prepare([DOCS], settings(held_out_pairs=39), tmp_path / "texts")
+
+
+@pytest.mark.parametrize("dedup", ["normalised", "none"])
+def test_a_source_may_be_held_out_whole_or_not_at_all(tmp_path: Path, dedup: str) -> None:
+    """The texts 80 to 99 are in all three sources; what is held out anywhere is trained on nowhere."""
+    drawn = source(tmp_path, WORDS[:100], "drawn")
+    always = source(tmp_path, [*WORDS[200:220], *WORDS[80:100]], "always")
+    never = source(tmp_path, [*WORDS[300:400], *WORDS[80:100]], "never")
+    sources = [
+        never.model_copy(update={"held_out": False}),
+        always.model_copy(update={"held_out": True}),
+        drawn,
+    ]
+    facts = prepare(sources, settings(dedup=dedup), tmp_path / "texts")
+    kept, out = training(tmp_path / "texts"), set(held_out(tmp_path / "texts"))
+    assert not out & set(kept)
+    assert set(WORDS[200:220]) <= out
+    assert not out & set(WORDS[300:400])
+    # A text that repeats belongs to the source that has it first, unless every row of a text is looked at.
+    both = set(WORDS[80:100])
+    assert both <= (set(kept) if dedup == "normalised" else out)
+    others = out - set(WORDS[200:220]) - both
+    assert len(others) == 10
+    assert others <= set(WORDS[:80])
+    assert facts["sources"]["always"]["kept"] == 0
+    assert facts["sources"]["never"]["held_out"] == 0

@@ -183,6 +183,23 @@ def test_what_was_read_for_other_settings_is_not_used_and_does_not_stay(tmp_path
     assert not (tmp_path / "texts" / SPOOLS).exists()
 
 
+@pytest.mark.parametrize("file", ["state.json", "piece-00000.parquet"])
+def test_a_damaged_spool_is_one_line_and_what_others_put_there_is_passed_over(tmp_path: Path, file: str) -> None:
+    path = tmp_path / "rows.txt"
+    path.write_text("".join(f"text number {n}\n" for n in range(100)))
+    source, spools = TextSource(source=str(path), kind="query"), tmp_path / "texts" / SPOOLS
+    with pytest.raises(LeafError, match="too few"):
+        prepare([source], Prepare(held_out=60), tmp_path / "texts")
+    (spools / ".DS_Store").write_text("")
+    (folder,) = spools.glob("*/")
+    whole = (folder / file).read_bytes()
+    (folder / file).write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(LeafError, match=rf"{file} is damaged .*; delete {folder} and run again"):
+        prepare([source], Prepare(held_out=10), tmp_path / "texts")
+    (folder / file).write_bytes(whole)
+    assert prepare([source], Prepare(held_out=10), tmp_path / "texts")["rows"] == 90
+
+
 def test_pieces_are_cut_where_texts_are_many_or_long_and_the_texts_are_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

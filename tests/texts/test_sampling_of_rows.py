@@ -168,6 +168,12 @@ def test_without_guards_or_without_others_nothing_is_left_out(tmp_path: Path) ->
     assert few["rows"] == 140
 
 
+def test_guards_and_others_of_one_name_could_not_be_told_apart_afterwards(tmp_path: Path) -> None:
+    sources = [source.model_copy(update={"name": "docs"}) for source in guarded(tmp_path, 60, 60)]
+    with pytest.raises(LeafError, match="'docs' is the name of a source with guard and of one without"):
+        prepare(sources, Prepare(held_out=10), tmp_path / "texts")
+
+
 # The texts of teacher.vectors
 
 

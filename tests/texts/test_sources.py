@@ -12,7 +12,7 @@ from tokenizers.models import WordPiece
 from leaf.errors import LeafError
 from leaf.recipe import TextSource
 from leaf.texts import hub
-from leaf.texts.sources import identity, name_of, read
+from leaf.texts.sources import batches, common_name, identity, name_of, read
 from leaf.texts.tables import Malformed
 
 ROWS = [("a first text", "query"), ("ein zweiter, größer", "document")]
@@ -95,6 +95,14 @@ def test_a_missing_column_is_named_beside_those_that_exist(tmp_path: Path) -> No
             texts(one(path, column="body"))
 
 
+def test_a_column_that_is_there_twice_is_an_error(tmp_path: Path) -> None:
+    table = tmp_path / "rows.parquet"
+    pq.write_table(pa.Table.from_arrays([pa.array(["a"]), pa.array(["b"])], names=["text", "text"]), table)
+    for path in (table, write(tmp_path / "rows.csv", "text,text\na,b\n")):
+        with pytest.raises(LeafError, match="has 2 columns 'text'"):
+            texts(one(path, kind="query"))
+
+
 def test_without_kind_and_kind_column_the_error_gives_the_line_to_add(tmp_path: Path) -> None:
     path = write(tmp_path / "rows.jsonl", '{"text": "a"}\n')
     with pytest.raises(LeafError, match=r"no column 'kind' \(it has text\); say kind = \"query\" or"):
@@ -137,6 +145,15 @@ def test_asking_for_more_rows_than_there_are_takes_all_and_says_so(
     path = write(tmp_path / "three.txt", "a\nb\nc\n")
     assert texts(one(path, kind="query", rows=10)) == ["a", "b", "c"]
     assert "three has 3 of the 10 rows asked for" in capsys.readouterr().err
+
+
+def test_long_texts_are_passed_on_a_few_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("leaf.texts.sources.BATCH_CHARACTERS", 1000)
+    lines = ["x" * 400, "", "y" * 900, "z" * 5000, *["short"] * 300]
+    path = write(tmp_path / "lines.txt", "\n".join(lines) + "\n")
+    found = [[row.text for row in batch.rows] for batch in batches(one(path, kind="query"), 0)]
+    assert [len(rows) for rows in found] == [3, 1, 200, 100, 0]  # 200 times five characters; then the file's end
+    assert [text for rows in found for text in rows] == lines
 
 
 @pytest.mark.parametrize("name", ["rows.jsonl.gz", "rows.parquet"])
@@ -183,6 +200,14 @@ def test_a_hub_source_may_be_a_local_folder_and_is_sampled_like_a_file(tmp_path:
         texts(one(f"hub:{tmp_path}", column="body"))
     with pytest.raises(LeafError, match="nope"):
         texts(one(f"hub:{tmp_path}", split="nope"))
+
+
+def test_a_cut_file_in_a_folder_of_the_hub_is_one_line(tmp_path: Path) -> None:
+    pytest.importorskip("datasets")
+    lines = "".join(json.dumps({"text": f"text number {n}"}) + "\n" for n in range(100)).encode()
+    (tmp_path / "train.jsonl.gz").write_bytes(gzip.compress(lines)[:-30])
+    with pytest.raises(LeafError, match=f"hub:{tmp_path}: .*ended before the end-of-stream marker"):
+        texts(one(f"hub:{tmp_path}", kind="query"))
 
 
 @pytest.mark.parametrize("spec", ["hub:someone/something", "tokenizer:someone/something"])
@@ -266,3 +291,9 @@ def test_identity_follows_content_and_settings_but_not_the_path(tmp_path: Path, 
 def test_sources_are_named_after_what_they_are(spec: str, name: str) -> None:
     assert name_of(one(spec)) == name
     assert name_of(one(spec, name="mine")) == "mine"
+
+
+def test_names_of_one_data_set_have_the_words_in_common_that_they_begin_with() -> None:
+    assert common_name(["CC-News 2016", "CC-News 2017"]) == "CC-News (2)"
+    assert common_name(["CC-News 2016"]) == "CC-News 2016"
+    assert common_name(["one", "two", "three"]) == "one (3)"

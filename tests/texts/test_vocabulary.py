@@ -762,6 +762,8 @@ def test_answers_that_are_lost_count_against_the_ceiling(tmp_path):
         ({"price_in": 1.0}, "a cost needs both prices"),
         ({"batch_words": 0}, "batch_words is 0; expected more than 0"),
         ({"limit": -1}, "limit is -1; expected more than 0"),
+        ({"requests_per_minute": 0}, "requests_per_minute is 0; expected more than 0"),
+        ({"price_in": -1, "price_out": 1}, "prices are -1 and 1; expected 0 or more"),
         ({"key_variable": "NO_SUCH_KEY"}, "put it into the environment variable NO_SUCH_KEY"),
         ({"llm": "api.example.com"}, "is not the URL of a service"),
         ({"llm": "http://127.0.0.1:9/v1"}, "http://127.0.0.1:9/v1 cannot be reached"),

@@ -2,6 +2,7 @@
 
 common.py    the app, options that verbs share, tables
 stages.py    a recipe, stage by stage: distill, texts, embed, train, sweep, evaluate, export, report, plan
+printing.py  what these have to show
 using.py     models as they are: encode, verify, serve, speed, recipes
 """
 

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -19,22 +20,25 @@ from leaf.cli.common import (
     open_recipe,
     print_json,
     stdout,
-    table_of,
     verb,
+)
+from leaf.cli.printing import (
+    print_alignments,
+    print_exported,
+    print_measured,
+    print_report,
+    print_scores,
+    print_students,
+    print_sweep,
+    print_texts,
+    print_vectors,
 )
 from leaf.errors import LeafError
 
 if TYPE_CHECKING:
     from leaf.compression import Precision
-    from leaf.evaluation.alignment import Alignment
     from leaf.evaluation.records import Score
-    from leaf.evaluation.suite import Measured
     from leaf.pipeline import Pipeline
-
-NOTE = (
-    "Scores in points of 100; % kept: of the teacher's score, with its 95 % paired bootstrap interval. Not resolved: "
-    "the interval of the difference covers 0, so these queries cannot tell it from none."
-)
 
 
 class Dtype(StrEnum):
@@ -48,7 +52,7 @@ class Dtype(StrEnum):
 @verb(Run, Training, Spending)
 def distill(options: Any) -> None:
     """Every stage: texts, teacher vectors, students, scores, report. Run again, it goes on where it stopped."""
-    _train(options, lambda pipeline: pipeline.distill(), _print_report)
+    _train(options, lambda pipeline: pipeline.distill(), print_report)
 
 
 class Looking:
@@ -68,7 +72,7 @@ def texts(options: Any) -> None:
     if options.check:
         _check_texts(options)
     else:
-        _run(options, lambda pipeline: pipeline.texts(), _print_texts)
+        _run(options, lambda pipeline: pipeline.texts(), print_texts)
 
 
 class Vocabulary:
@@ -133,8 +137,6 @@ def texts_vocabulary(options: Any) -> None:
     Answers are held to a strict form, and what fails is asked again; at last it is kept in OUT's `.rejects.jsonl`.
     Killed at any moment, the same command goes on, and no word that was answered is paid for again.
     """
-    from dataclasses import asdict
-
     from leaf.texts.vocabulary import synthesise
 
     values = {key: value for key, value in vars(options).items() if key not in ("words", "out", "no_stream", "as_json")}
@@ -187,12 +189,12 @@ def embed(options: Any) -> None:
         if given := [f"--{key}" for key, value in resources.items() if value is not None]:
             raise LeafError(f"{given[0]} says how work is placed on a Ray cluster: it goes with --cluster ADDRESS")
         share = (options.rank, options.world)
-        _run(options, lambda pipeline: pipeline.embed(), lambda found: _print_vectors(found, share), share=share)
+        _run(options, lambda pipeline: pipeline.embed(), lambda found: print_vectors(found, share), share=share)
         return
     if options.world > 1 or options.rank > 0:
         raise LeafError("--rank and --world split the work by hand, --cluster lets Ray do it; give one of them")
     address = options.cluster
-    _run(options, lambda pipeline: pipeline.embed_on(address, **resources), _print_vectors)
+    _run(options, lambda pipeline: pipeline.embed_on(address, **resources), print_vectors)
 
 
 @verb(Run, Training)
@@ -201,7 +203,7 @@ def train(options: Any) -> None:
 
     On several GPUs: `torchrun --nproc-per-node N -m leaf train RECIPE`.
     """
-    _train(options, lambda pipeline: pipeline.train(), _print_students)
+    _train(options, lambda pipeline: pipeline.train(), print_students)
 
 
 @verb(Run, Training)
@@ -210,7 +212,7 @@ def sweep(options: Any) -> None:
 
     Writes sweep.json, sweep.md and figures. The grid may grow later: finished points stay.
     """
-    _train(options, lambda pipeline: pipeline.sweep(), _print_sweep)
+    _train(options, lambda pipeline: pipeline.sweep(), print_sweep)
 
 
 class Evaluation:
@@ -289,7 +291,11 @@ def evaluate(options: Any) -> None:
         pipeline.evaluate()
     from leaf.evaluation import records
 
-    _print_scores(records.read(pipeline.run.folder / "scores"), options.as_json)
+    scores = records.read(pipeline.run.folder / "scores")
+    if options.as_json:
+        print_json(_without_evidence(scores))
+    else:
+        print_scores(scores)
 
 
 def _evaluate_models(options: Any) -> None:
@@ -298,15 +304,23 @@ def _evaluate_models(options: Any) -> None:
         raise LeafError("say what to evaluate: a RECIPE, or --queries MODEL and --data PATH (or --benchmark NAME)")
     if texts and not options.alignment:
         raise LeafError("--query-texts and --document-texts have no judgements to score: they go with --alignment")
+    if options.max_cost is not None:
+        raise LeafError("--max-cost goes with a RECIPE, whose teacher.api.price it needs; leave it out")
     from leaf import scoring
     from leaf.evaluation.suite import Suite
-    from leaf.files import user_cache
+    from leaf.files import user_cache, write_json
 
     models = scoring.Models(options.queries, options.documents, options.dtype.value, options.device)
     data = options.data or []
     if options.alignment:
         found = scoring.compare_on_texts(models, data, options.query_texts or [], options.document_texts or [])
-        _print_alignments(found, options.out, options.as_json)
+        alignments = [asdict(each) for each in found]
+        if options.out is not None:
+            write_json(options.out / "alignment.json", alignments)
+        if options.as_json:
+            print_json(alignments)
+        else:
+            print_alignments(alignments)
         return
     suite = Suite(
         benchmarks=options.benchmark or [],
@@ -317,7 +331,17 @@ def _evaluate_models(options: Any) -> None:
         precisions=_precisions(options.precision),
     )
     measured = scoring.score(models, data, suite, options.cache or user_cache() / "vectors", options.out)
-    _print_measured(measured, options.as_json)
+    if options.as_json:
+        print_json(_without_evidence(measured.scores))
+    else:
+        print_measured(measured)
+
+
+def _without_evidence(scores: "Sequence[Score]") -> list[dict[str, Any]]:
+    """Scores as plain data; the values of single queries stay in their files."""
+    from leaf.evaluation.records import EVIDENCE
+
+    return [{key: value for key, value in asdict(each).items() if key not in EVIDENCE} for each in scores]
 
 
 class Exporting:
@@ -392,7 +416,7 @@ def export(options: Any) -> None:
     if options.as_json:
         print_json(manifests)
     else:
-        _print_exported(manifests)
+        print_exported(manifests)
 
 
 def _check_export(options: Any) -> None:
@@ -411,7 +435,7 @@ def _check_export(options: Any) -> None:
 @verb(Run)
 def report(options: Any) -> None:
     """Stage 6: write report.md, report.html, report.json, figures and model cards from the run's records."""
-    _run(options, lambda pipeline: pipeline.report(), _print_report)
+    _run(options, lambda pipeline: pipeline.report(), print_report)
 
 
 class Planning:
@@ -479,31 +503,7 @@ def _train(options: Any, stage: "Callable[[Pipeline], Any]", show: Callable[[Any
     _run(options, stage, show, engine=engine, profile=options.profile, texts_from=options.texts_from)
 
 
-def _print_report(report: dict[str, Any]) -> None:
-    from leaf.report import print_summary
-
-    print_summary(report, stdout)
-
-
-def _print_texts(manifest: dict[str, Any]) -> None:
-    table = table_of("source", "read", "kept", "held-out", "rejected", numeric="read,kept,held-out")
-    for name, counts in manifest["sources"].items():
-        reasons = ", ".join(f"{reason} {count:,}" for reason, count in counts["rejected"].items() if count)
-        table.add_row(name, f"{counts['read']:,}", f"{counts['kept']:,}", f"{counts['held_out']:,}", reasons or "none")
-    stdout.print(table)
-    if leaks := manifest.get("leaks"):
-        found = {name: each["equal"] + each["contains"] for name, each in leaks["benchmarks"].items()}
-        where = ", ".join(f"{name} {count:,}" for name, count in found.items() if count)
-        stdout.print(
-            f"leak check: {leaks['texts']:,} texts dropped that are in a benchmark{f' ({where})' if where else ''}; "
-            f"{len(found)} checked",
-            soft_wrap=True,
-        )
-
-
 def _check_texts(options: Any) -> None:
-    from dataclasses import asdict
-
     from leaf.texts.check import check_sources, print_check
 
     found = check_sources(open_recipe(options))
@@ -515,50 +515,6 @@ def _check_texts(options: Any) -> None:
         raise SystemExit(1)
 
 
-def _print_vectors(manifest: dict[str, Any] | None, share: tuple[int, int] = (0, 1)) -> None:
-    if manifest is None:
-        stdout.print(f"the shards of rank {share[0]} of {share[1]} are done; others have some left", soft_wrap=True)
-        return
-    stored = " and ".join(sorted({part["dtype"] for part in manifest["parts"]}))
-    unit = "unit length" if manifest["normalised"] else "not normalised"
-    stdout.print(f"{manifest['rows']:,} vectors, {manifest['dim']} dimensions, {stored}, {unit}")
-    if bill := manifest.get("bill"):
-        cost = "" if bill["cost"] is None else f", ${bill['cost']:,.2f}"
-        stdout.print(
-            f"bought: {bill['texts_bought']:,} texts, {bill['tokens']:,} tokens{cost}; {bill['texts_had']:,} were "
-            "there already",
-            soft_wrap=True,
-        )
-
-
-def _print_students(manifests: dict[str, dict[str, Any]]) -> None:
-    table = table_of(
-        "student",
-        "layers",
-        "parameters",
-        "held-out ε",
-        "best epoch",
-        "seconds",
-        numeric="layers,parameters,held-out ε,seconds",
-    )
-    for name, each in manifests.items():
-        table.add_row(
-            name,
-            str(each["layers"]),
-            f"{each['parameters'] / 1e6:.1f}M",
-            f"{each['error']:.4f}",
-            f"{each['best_epoch']} of {each['epochs']}",
-            f"{each['seconds']:.0f}",
-        )
-    stdout.print(table)
-
-
-def _print_sweep(record: dict[str, Any]) -> None:
-    from leaf.report.sweep import print_sweep
-
-    print_sweep(record, stdout)
-
-
 def _precisions(text: str | None) -> "list[Precision]":
     from leaf.compression import PRECISIONS
 
@@ -566,80 +522,6 @@ def _precisions(text: str | None) -> "list[Precision]":
     if odd := [each for each in wanted if each not in PRECISIONS]:
         raise LeafError(f"--precision '{odd[0]}' is unknown, expected some of {','.join(PRECISIONS)}")
     return [each for each in PRECISIONS if each in wanted and each != "float32"]
-
-
-def _print_measured(measured: "Measured", as_json: bool) -> None:
-    """Scores, then curves, then what could not be measured."""
-    _print_scores(measured.scores, as_json)
-    if as_json:
-        return
-    if measured.curves is not None:
-        from leaf.report.curves import curves_table
-        from leaf.report.summary import print_table
-
-        for student in measured.curves.students:
-            stdout.print(f"\n{student}, in fewer dimensions and bits: nDCG@10, mean over sets", style="bold")
-            print_table(curves_table(measured.curves, student), stdout)
-    if measured.not_measured:  # each has said why when it came to it
-        stdout.print(f"Not measured: {', '.join(measured.not_measured)}", soft_wrap=True)
-
-
-def _print_alignments(found: "Sequence[Alignment]", out: Path | None, as_json: bool) -> None:
-    from dataclasses import asdict
-
-    alignments = [asdict(each) for each in found]
-    if out is not None:
-        from leaf.files import write_json
-
-        write_json(out / "alignment.json", alignments)
-    if as_json:
-        print_json(alignments)
-        return
-    from leaf.report.alignment import print_alignment
-
-    for alignment in alignments:
-        print_alignment(alignment, stdout)
-
-
-def _print_scores(scores: "Sequence[Score]", as_json: bool) -> None:
-    """A table for each student beside its teacher, or one for an encoder alone."""
-    if as_json:
-        from dataclasses import asdict
-
-        from leaf.evaluation.records import EVIDENCE
-
-        print_json([{key: value for key, value in asdict(each).items() if key not in EVIDENCE} for each in scores])
-        return
-    from leaf.evaluation.compare import compare, means
-    from leaf.report.scores import lone_table, student_table
-    from leaf.report.summary import print_table
-
-    names = dict.fromkeys(each.encoder for each in scores if each.mode in ("standard", "asymmetric"))
-    teachers = any(each.mode == "teacher" for each in scores)
-    for position, name in enumerate(names):
-        if position:
-            stdout.print()
-        if teachers or len(names) > 1:
-            stdout.print(f"{name}, beside its teacher" if teachers else name, style="bold")
-        own = [each for each in scores if each.encoder == name or each.mode == "bm25"]
-        rows = student_table(compare(scores, name), means(scores, name)) if teachers else lone_table(own)
-        print_table(rows, stdout)
-    if teachers:
-        stdout.print(NOTE, style="dim", soft_wrap=True)
-
-
-def _print_exported(manifests: dict[str, dict[str, Any]]) -> None:
-    columns = ("student", "file", "MB", "ε", "added", "least cosine")
-    table = table_of(*columns, numeric="MB,ε,added,least cosine")
-    for name, manifest in manifests.items():
-        table.add_row(name, "PyTorch", "", f"{manifest['student_error']:.4f}")
-        for each in manifest["files"].values():
-            shown = f"{each['bytes'] / 1e6:.1f}", f"{each['error']:.4f}", f"{each['added_error']:+.4f}"
-            table.add_row("", each["file"], *shown, f"{each['min_cosine']:.5f}")
-    stdout.print(table)
-    for name, manifest in manifests.items():
-        where = f"{manifest['num_texts']:,} {manifest['texts']}" + (" texts" if manifest["texts"] == "held-out" else "")
-        stdout.print(f"{name}: mean distance to the teacher's vectors of {where}", style="dim", soft_wrap=True)
 
 
 def _precisions_of_weights(text: str) -> list[str]:

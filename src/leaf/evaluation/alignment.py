@@ -16,10 +16,10 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from leaf.encoder import AsymmetricEncoder, Encoder, Role, Vectors
+from leaf.encoder import AsymmetricEncoder, Encoder, Role, Vectors, normalised
 from leaf.errors import LeafError
 from leaf.evaluation.measures import spearman
-from leaf.evaluation.retrieval import DOCUMENT_BLOCK, QUERY_BLOCK, Rows, Similarity, best, normalised
+from leaf.evaluation.retrieval import DOCUMENT_BLOCK, QUERY_BLOCK, Rows, Similarity, best
 from leaf.evaluation.statistics import difference
 from leaf.progress import progress
 

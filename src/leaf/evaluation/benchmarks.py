@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from leaf.encoder import AsymmetricEncoder, Encoder
-from leaf.errors import LeafError
+from leaf.errors import Halt, LeafError
 from leaf.evaluation import mirror as mirrors
 from leaf.evaluation.benchmark_values import MEASURES, TASKS, Value, means, values_of
 from leaf.evaluation.datasets import Dataset
@@ -112,7 +112,8 @@ def evaluate_benchmarks(
     Students are recorded under their key. Where a task has no two sides, the standard score counts for both modes. The
     value is mteb's main score, the mean over its splits and subsets where there are several; retrieval has recall@100
     too. `cache` None keeps vectors for one task at a time. A task in `mirror` (`leaf.evaluation.mirror`) gets its data
-    from there, all others from the hub. What cannot be loaded or scored is named on the console, and the rest goes on.
+    from there, all others from the hub. What cannot be loaded or scored is named on the console, and the rest goes on,
+    but for what would stop the rest as well (`leaf.errors.Halt`).
 
     Raises `LeafError` where nothing could be right: unknown names, encoders of different spaces, a malformed mirror.
     """
@@ -132,6 +133,8 @@ def evaluate_benchmarks(
             vectors = VectorCache() if cache is None else cache
             try:
                 measured = _measure(task, systems, load, vectors, batch_size)
+            except Halt:
+                raise
             except LeafError as error:
                 not_measured[task.metadata.name] = str(error)
                 say(f"not measured: {task.metadata.name}: {error}")
@@ -249,6 +252,8 @@ def _measure(
         for part in _parts(task):
             try:
                 columns.append(_measure(part, systems, load, cache, batch_size))
+            except Halt:
+                raise
             except LeafError as error:
                 raise LeafError(f"{part.metadata.name}: {error}") from error
             cache.forget()

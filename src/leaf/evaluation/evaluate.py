@@ -97,6 +97,8 @@ def evaluate_all(
     time; give one to reuse them afterwards, or with a folder, in the next run.
     """
     check_names(datasets)
+    if not datasets:
+        return []  # an API would be asked for its width
     # Built before anything is encoded, since a pair of different widths is refused here.
     pairs = {name: AsymmetricEncoder(student, teacher) for name, student in students.items()}
     everything = [(each, dataset) for dataset in datasets for each in (teacher, *students.values())]

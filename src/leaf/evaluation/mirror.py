@@ -19,7 +19,7 @@ from copy import copy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from leaf.errors import LeafError
+from leaf.errors import LeafError, first_line
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -69,7 +69,8 @@ def load(task: "AbsTask", folder: Path) -> None:
     try:
         task.load_data()
     except Exception as error:  # mteb and datasets raise whatever they stumble over
-        raise LeafError(f"{folder} is no copy of the data of {task.metadata.name} ({_first_line(error)})") from error
+        reason = first_line(error)[:200]
+        raise LeafError(f"{folder} is no copy of the data of {task.metadata.name} ({reason})") from error
     assert task.dataset is not None
     for data in [task.dataset[subset] for subset in task.hf_subsets if subset in task.dataset] or [task.dataset]:
         if missing := set(task.eval_splits) - data.keys():
@@ -186,13 +187,9 @@ def _table(files: Sequence[Path]) -> "Dataset":
     try:
         return load_dataset(kind, data_files=[str(path) for path in files], split="train")
     except Exception as error:  # datasets wraps what its readers raise in errors of its own
-        raise LeafError(f"{files[0]} cannot be read ({_first_line(error.__cause__ or error)})") from error
+        raise LeafError(f"{files[0]} cannot be read ({first_line(error.__cause__ or error)[:200]})") from error
 
 
 def _require(rows: "Dataset", columns: Sequence[str], path: Path) -> None:
     if missing := [column for column in columns if column not in rows.column_names]:
         raise LeafError(f"{path} has the columns {', '.join(rows.column_names)}; missing: {', '.join(missing)}")
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]

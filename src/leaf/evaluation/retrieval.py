@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from leaf.encoder import Vectors
+from leaf.encoder import Vectors, normalised
 from leaf.errors import LeafError
 
 #: Scores are held for so many queries × documents at once: 16 MiB, and a few times that while picking.
@@ -95,14 +95,6 @@ def best(scores: Vectors, top_k: int) -> Rows:
 def tie_order(ids: Sequence[str]) -> Rows:
     """The order in which trec_eval ranks documents of equal score: by id, last first."""
     return np.array(sorted(range(len(ids)), key=ids.__getitem__, reverse=True), dtype=np.int64)
-
-
-def normalised(vectors: Vectors) -> Vectors:
-    """Rows of `[n, d]` scaled to length 1; zero rows stay zero."""
-    # In float64, since the squares of large float32 values overflow.
-    length = np.sqrt(np.einsum("ij,ij->i", vectors, vectors, dtype=np.float64))[:, None]
-    unit: Vectors = np.divide(vectors, length, out=np.zeros_like(vectors), where=length > 0, casting="same_kind")
-    return unit
 
 
 def _prepared(vectors: Vectors, similarity: Similarity) -> Vectors:

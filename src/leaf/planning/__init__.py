@@ -10,11 +10,10 @@ Writes: nothing.
     print_plan(record, Console())
 
     planner.py       all of it in order; parts.py the teacher and the students, hours.py their time, warn.py the words
-    texts.py         rows and tokens of every source; sampling.py looks at those that are here, lengths.py counts
-    architecture.py  parameters and FLOPs from a config; models.py finds it, known.py has those of popular models
+    texts.py         rows and tokens of every source; sampling.py looks at what is here, lengths.py counts
+    architecture.py  parameters and FLOPs from a config; models.py finds it, and has those of popular models
     rates.py         measured rates, and what they say of other hardware
     storage.py       disk and memory
-    bills.py         API cost, and evaluation
     page.py          the record on one page
 """
 

@@ -12,6 +12,7 @@ from leaf.planning.rates import (
     cpu_is_measured,
     cpu_name,
     forward_flops,
+    hardware_keys,
     paper_rate,
     pass_rate,
     step_parts,
@@ -25,8 +26,8 @@ def hours(
     hardware: str | None, gpus: int, teacher: Taught, students: Sequence[Trained], evaluation: Mapping[str, Any]
 ) -> list[dict[str, Any]]:
     """For each piece of hardware, seconds of the teacher pass, of every student and of evaluation; None: not known."""
-    names = [hardware] if hardware in (CPU, *GPUS) else [CPU, *SHOWN]
-    return [_on(name, 1 if name == CPU else gpus, teacher, students, evaluation) for name in names if name is not None]
+    names = hardware_keys(hardware) if hardware else []
+    return [_on(name, 1 if name == CPU else gpus, teacher, students, evaluation) for name in names or [CPU, *SHOWN]]
 
 
 def _on(
@@ -86,8 +87,8 @@ def _evaluation_seconds(
     if not evaluation["texts"]:
         return None
     tokens, total = evaluation["tokens"], 0.0
-    if teacher.has_weights and (shape := teacher.model.architecture) is not None:
-        total += teacher.forward(tokens, 0) / pass_rate(name, shape, gpus)
+    if (shape := teacher.model.architecture) is not None:
+        total += forward_flops(shape, None, tokens, 0) / pass_rate(name, shape, gpus)
     for each in students:
         if each.architecture is not None and each.architecture.layers:
             total += forward_flops(each.architecture, None, tokens, 0) / pass_rate(name, each.architecture, gpus)

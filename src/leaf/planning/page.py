@@ -1,7 +1,7 @@
 """The plan on one page: warnings first, then texts, models, hours, disk and memory, each with its arithmetic below."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import groupby, takewhile
+from itertools import groupby
 from typing import Any
 
 from rich.console import Console
@@ -9,6 +9,8 @@ from rich.measure import Measurement
 from rich.segment import Segments
 from rich.table import Table
 from rich.text import Text
+
+from leaf.texts.sources import common_name
 
 Record = Mapping[str, Any]
 Rows = list[list[str]]
@@ -65,7 +67,7 @@ def _texts(texts: Record) -> Rows:
         weights = [each["trained"] or 1 for each in sources]
         rows.append(
             [
-                _common_name([each["name"] for each in sources]),
+                common_name([each["name"] for each in sources]),
                 _kind(sources[0]),
                 f"{sum(known):,}" if known else "?",
                 sources[0]["rows_from"],
@@ -255,7 +257,10 @@ def duration(seconds: float | None) -> str:
 
 
 def _bytes(size: float) -> str:
-    return f"{size / 1e9:,.1f} GB" if size >= 1e8 else f"{size / 1e6:,.1f} MB"
+    for least, unit, name in ((1e8, 1e9, "GB"), (1e5, 1e6, "MB")):
+        if size >= least:
+            return f"{size / unit:,.1f} {name}"
+    return f"{size / 1e3:.0f} kB"
 
 
 def _flops(flops: float) -> str:
@@ -303,14 +308,6 @@ def _kinds(sources: Sequence[Record]) -> str:
     return f"{100 * _mean([each['query_share'] for each in sources], trained):.0f} % queries"
 
 
-def _common_name(names: Sequence[str]) -> str:
-    """The words that names of one data set begin with, and how many they are: `CC-News (9)`."""
-    if len(names) == 1:
-        return names[0]
-    alike = takewhile(lambda words: len(set(words)) == 1, zip(*(name.split() for name in names), strict=False))
-    return f"{' '.join(words[0] for words in alike) or names[0]} ({len(names)})"
-
-
 def _without(rows: Rows, *titles: str) -> list[Rows]:
     """`rows` whole, and for narrow terminals without the columns of these titles, one after the other."""
     variants = [rows]
@@ -325,8 +322,9 @@ def _table(rows: Rows) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     for number, title in enumerate(rows[0]):
         is_words = title in _WORDS and (number == 0 or title != "texts")
-        # Numbers are never broken; what is said about them may be.
-        table.add_column(title, justify="left" if is_words else "right", no_wrap=title != "how")
+        # Numbers are never broken; what is said about them may be, and so may the long names of a sweep's students.
+        is_broken = title in ("how", "student")
+        table.add_column(title, justify="left" if is_words else "right", no_wrap=not is_broken, overflow="fold")
     for row in rows[1:]:
         table.add_row(*map(Text, row), style="bold" if row[0] in ("together", "most") else "")
     return table

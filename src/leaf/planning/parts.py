@@ -1,5 +1,6 @@
 """The teacher and the students of a recipe with the work each of them has."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -8,22 +9,21 @@ from typing import Any
 from leaf.encoder import Role
 from leaf.models import short_name
 from leaf.planning.architecture import Architecture
-from leaf.planning.bills import api_bill
-from leaf.planning.known import API_DIMENSIONS
 from leaf.planning.lengths import CHARACTERS_PER_TOKEN, Reader
-from leaf.planning.models import APIS, VECTORS, Model, find_model
-from leaf.planning.rates import Step, forward_flops
+from leaf.planning.models import API_DIMENSIONS, Model, find_model
+from leaf.planning.rates import Step
 from leaf.planning.sampling import vector_width
 from leaf.planning.texts import Texts, Tokens
-from leaf.recipe import Recipe, Student
+from leaf.recipe import Recipe, Student, Teacher
 from leaf.run import read_manifest
-from leaf.teacher.providers import provider_of
+from leaf.teacher.providers import provider_of, request_limits, student_prompts
 
 
 @dataclass(frozen=True)
 class Taught:
     """The teacher pass: over every training and held-out text whose vector is not there yet."""
 
+    settings: Teacher
     model: Model
     reader: Reader
     texts: float
@@ -32,26 +32,11 @@ class Taught:
     """Of all texts; None where its size is not known, or where it is no model of ours to run."""
     is_done: bool
 
-    @property
-    def is_api(self) -> bool:
-        """Whether somebody else runs it, for money."""
-        return is_api(self.model)
-
-    @property
-    def has_weights(self) -> bool:
-        """Whether it is a model that can be run, or started from."""
-        return not self.model.name.startswith((*APIS, VECTORS))
-
-    def forward(self, tokens: float, squares: float) -> float:
-        """FLOPs of so many other tokens; 0 where it is not run here."""
-        shape = self.model.architecture
-        return forward_flops(shape, None, tokens, squares) if shape is not None and self.has_weights else 0.0
-
-    def record(self, recipe: Recipe, evaluation: Mapping[str, Any]) -> dict[str, Any]:
+    def record(self, evaluation: Mapping[str, Any]) -> dict[str, Any]:
         """The teacher as JSON; `evaluation` is what `count_sets` found, for an API encodes these texts too."""
         shape = self.model.architecture
         record: dict[str, Any] = {
-            "name": recipe.teacher.name or short_name(self.model.name),
+            "name": self.settings.name or short_name(self.model.name),
             "model": self.model.name,
             "facts_from": self.model.origin,
             "parameters": shape.published_parameters if shape else None,
@@ -66,9 +51,8 @@ class Taught:
             "is_done": self.is_done,
             "api": None,
         }
-        if self.is_api:
-            both = round(self.texts) + evaluation["texts"], round(self.tokens + evaluation["tokens"])
-            record["api"] = api_bill(self.model.name, recipe.teacher.api, *both)
+        if self.settings.is_api:
+            record["api"] = _bill(self.settings, self.texts + evaluation["texts"], self.tokens + evaluation["tokens"])
         return record
 
 
@@ -125,6 +109,7 @@ class Trained:
             "name": self.name,
             "backbone": self.backbone.name,
             "facts_from": self.backbone.origin,
+            "backbone_layers": self.backbone.architecture.layers if self.backbone.architecture else None,
             "layers": self.architecture.layers if self.architecture else None,
             "width": self.architecture.width if self.architecture else None,
             "parameters": self.parameters,
@@ -140,24 +125,23 @@ class Trained:
         }
 
 
-def plan_teacher(recipe: Recipe, texts: Texts, folder: Path) -> Taught:
-    """The teacher of `recipe` and its pass over `texts`."""
-    model = _teacher(recipe)
+def plan_teacher(recipe: Recipe, texts: Texts, folder: Path | None) -> Taught:
+    """The teacher of `recipe` and its pass over `texts`. `folder` is the run's, where it has finished texts."""
+    model = _teacher(recipe.teacher)
     reader = reader_of(recipe, model)
     share = (texts.training + texts.held_out) / texts.training if texts.training else 0.0
-    wanted = texts.tokens(reader, owned=False)
-    if model.name.startswith(VECTORS):
-        wanted = Tokens()
+    cannot_be_asked = recipe.teacher.is_remote and not recipe.teacher.is_api
+    wanted = Tokens() if cannot_be_asked else texts.tokens(reader, owned=False)
     shape = model.architecture
-    flops = None if shape is None or is_api(model) else shape.flops(wanted.tokens, wanted.squares) * share
-    done = texts.is_measured and any(
+    flops = None if shape is None else shape.flops(wanted.tokens, wanted.squares) * share
+    done = folder is not None and any(
         manifest.parent.name != "evaluation" and (read_manifest(manifest.parent) or {}).get("rows") is not None
         for manifest in (folder / "embeddings").glob("[!.]*/manifest.json")
     )
-    return Taught(model, reader, wanted.texts * share, wanted.tokens * share, flops, done)
+    return Taught(recipe.teacher, model, reader, wanted.texts * share, wanted.tokens * share, flops, done)
 
 
-def plan_student(recipe: Recipe, student: Student, teacher: Model, texts: Texts, folder: Path) -> Trained:
+def plan_student(recipe: Recipe, student: Student, teacher: Model, texts: Texts, folder: Path | None) -> Trained:
     """One student of `recipe`, taught by `teacher`."""
     train = recipe.train_of(student)
     backbone = _backbone(student, teacher)
@@ -165,7 +149,8 @@ def plan_student(recipe: Recipe, student: Student, teacher: Model, texts: Texts,
     if shape is not None and student.layers is not None and student.start is None:
         shape = shape.with_layers(len(student.layers))
     dim, is_table = teacher.dim, shape is not None and not shape.layers
-    prompts = {**_student_prompts(recipe, teacher), **student.prompts}
+    own = {**_prompts(recipe, teacher), **student.prompts} if student.start is None else backbone.prompts
+    prompts = {"query": "", "document": "", **student_prompts(recipe.teacher, own)}
     limits = [student.max_length or reader_of(recipe, teacher).max_length, backbone.max_length]
     limit = min((each for each in limits if each is not None), default=None)
     reader = Reader(backbone.tokenizer, limit, prompts["query"], prompts["document"], is_table)
@@ -186,31 +171,25 @@ def plan_student(recipe: Recipe, student: Student, teacher: Model, texts: Texts,
         train.batch_size,
         train.accumulation,
         train.keep_checkpoints,
-        read_manifest(folder / student.name) is not None and texts.is_measured,
+        folder is not None and read_manifest(folder / student.name) is not None,
     )
 
 
 def reader_of(recipe: Recipe, teacher: Model) -> Reader:
     """How the teacher reads: an API whole texts, unless the recipe cuts them."""
     prompts, limit = _prompts(recipe, teacher), teacher.max_length
-    if is_api(teacher) and recipe.teacher.api.characters:
+    if recipe.teacher.is_api and recipe.teacher.api.characters:
         cut = round(recipe.teacher.api.characters / CHARACTERS_PER_TOKEN)
         limit = cut if limit is None else min(limit, cut)
     return Reader(teacher.tokenizer, limit, prompts["query"], prompts["document"])
 
 
-def is_api(teacher: Model) -> bool:
-    """Whether somebody else runs the teacher, for money."""
-    return teacher.name.startswith(APIS)
-
-
-def _teacher(recipe: Recipe) -> Model:
-    settings = recipe.teacher
+def _teacher(settings: Teacher) -> Model:
     width = vector_width(settings.vectors) if settings.vectors is not None else None
-    if settings.model.startswith(APIS):
+    if settings.is_api:
         dim = settings.api.dimensions or API_DIMENSIONS.get(settings.model) or width
         return Model(settings.model, "an API", dim=dim, max_length=settings.max_length)
-    if settings.model.startswith(VECTORS):
+    if settings.is_remote:
         return Model(settings.model, "its vectors", dim=width)
     found = find_model(settings.model, settings.revision)
     limits = [each for each in (settings.max_length, found.max_length) if each is not None]
@@ -228,13 +207,21 @@ def _prompts(recipe: Recipe, teacher: Model) -> dict[Role, str]:
     return {**empty, **teacher.prompts, **recipe.teacher.prompts}
 
 
-def _student_prompts(recipe: Recipe, teacher: Model) -> dict[Role, str]:
-    """The teacher's; behind an API that is told roles in another way, `query: ` (`leaf.recipe.Student.prompts`)."""
-    prompts = _prompts(recipe, teacher)
-    tells_roles = is_api(teacher) and (recipe.teacher.api.input_types or provider_of(teacher.name)[0].input_types)
-    if tells_roles and not any(prompts.values()):
-        prompts["query"] = "query: "
-    return prompts
+def _bill(teacher: Teacher, texts: float, tokens: float) -> dict[str, Any]:
+    """Dollars and seconds for so many texts and tokens; None for what the recipe gives no number for."""
+    api = teacher.api
+    batch_texts, batch_tokens = request_limits(provider_of(teacher.model)[0], api)
+    requests = max(math.ceil(texts / batch_texts), math.ceil(tokens / batch_tokens))
+    minutes = [requests / api.requests_per_minute] if api.requests_per_minute else []
+    minutes += [tokens / api.tokens_per_minute] if api.tokens_per_minute else []
+    return {
+        "texts": round(texts),
+        "tokens": round(tokens),
+        "price": api.price,
+        "cost": None if api.price is None else tokens / 1e6 * api.price,
+        "requests": requests,
+        "seconds": 60 * max(minutes) if minutes else None,
+    }
 
 
 def _parameters(shape: Architecture, dim: int, bias: bool) -> int:

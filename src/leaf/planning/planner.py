@@ -6,13 +6,14 @@ from typing import Any
 
 from leaf.models import short_name
 from leaf.planning import storage
-from leaf.planning.bills import count_sets
 from leaf.planning.hours import hours, paper
 from leaf.planning.parts import Taught, Trained, plan_student, plan_teacher
 from leaf.planning.rates import memory_bytes
+from leaf.planning.sampling import count_sets
 from leaf.planning.texts import Texts, plan_texts
 from leaf.planning.warn import warnings
 from leaf.recipe import Recipe
+from leaf.run import Run
 from leaf.sweep import expand
 
 
@@ -20,26 +21,30 @@ def plan(recipe: Recipe, folder: Path | None = None, *, hardware: str | None = N
     """What `recipe` costs, as plain JSON: texts, tokens, disk, memory, hours, dollars, each with where it is from.
 
     `folder` is the run's (default `runs/NAME`): what is finished there is counted instead of estimated. `hardware` is a
-    key of `leaf.planning.rates.GPUS` or `cpu`; None and an unknown name show several. `gpus` share the teacher pass and
-    every batch. What cannot be known is left out and said in `warnings`; nothing is raised for it.
+    key of `leaf.planning.rates.GPUS`, its beginning (`a100`), or `cpu`; None and an unknown name show several. `gpus`
+    share the teacher pass and every batch. What cannot be known is left out and said in `warnings`; `LeafError` is
+    raised for a damaged run folder alone.
     """
+    run = Run(folder or Path("runs") / recipe.name)
+    conflict = run.conflict(recipe) if recipe.sweep is None else None  # a grid may grow (`leaf.sweep.regrid`)
     recipe = expand(recipe)
-    folder = folder or Path("runs") / recipe.name
-    texts = plan_texts(recipe, folder)
-    teacher = plan_teacher(recipe, texts, folder)
-    students = [plan_student(recipe, each, teacher.model, texts, folder) for each in recipe.students]
+    texts = plan_texts(recipe, run)
+    own = run.folder if texts.is_measured and conflict is None else None
+    teacher = plan_teacher(recipe, texts, own)
+    students = [plan_student(recipe, each, teacher.model, texts, own) for each in recipe.students]
     evaluation = count_sets(recipe.evaluate.data, texts.pairs, texts.tokens(teacher.reader).mean)
     record: dict[str, Any] = {
         "recipe": recipe.name,
         "description": recipe.description,
-        "folder": str(folder),
+        "folder": str(run.folder),
+        "conflict": conflict,
         "texts": _texts(texts, teacher, students),
-        "teacher": teacher.record(recipe, evaluation),
+        "teacher": teacher.record(evaluation),
         "students": [each.record() for each in students],
         "evaluation": {**evaluation, "benchmarks": list(recipe.evaluate.benchmarks)},
         "hardware": hours(hardware, gpus, teacher, students, evaluation),
         "paper": paper(students),
-        "disk": storage.bill(_disk(recipe, teacher, texts, students), folder),
+        "disk": storage.bill(_disk(recipe, teacher, texts, students), run.folder),
         "download": _download(recipe, texts, teacher, students),
         "memory": {"stages": _memory(recipe, teacher, texts, students), "machine": memory_bytes()},
     }

@@ -104,6 +104,11 @@ class Step:
         return 3 * self.batch_size * forward_flops(self.architecture, self.dim, self.tokens, self.squares)
 
 
+def hardware_keys(name: str) -> list[str]:
+    """The keys of `GPUS`, or `cpu`, that a name stands for: `A100` for both kinds. None for an unknown name."""
+    return [key for key in (CPU, *GPUS) if f"{key}-".startswith(f"{name.lower()}-")]
+
+
 def forward_flops(architecture: Architecture, dim: int | None, tokens: float, squares: float) -> float:
     """FLOPs of a forward pass over one text of so many tokens; with a head to `dim` dimensions where it is given."""
     if not architecture.layers:

@@ -1,16 +1,13 @@
-"""A few hundred texts of each source that is on this machine, and how many it has, in a fraction of a second.
+"""A few hundred texts of each source that is on this machine, and how many it has, in a fraction of a second; how many
+there are in evaluation sets.
 
 Parquet says how many rows it has, and any part of it can be read. Files of lines are read from the beginning: to the
 end where they are short, else their size says how far that was.
 """
 
-import ast
 import gzip
-import importlib.util
-import sysconfig
-from collections.abc import Iterator, Sequence
-from glob import glob
-from itertools import islice
+import itertools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -20,9 +17,14 @@ import pyarrow.parquet as pq
 
 from leaf.encoder import Role
 from leaf.errors import LeafError
+from leaf.evaluation.datasets import TABLES
+from leaf.parquet import open_parquet
+from leaf.planning.lengths import CHARACTERS_PER_TOKEN
 from leaf.recipe import OwnedVectors, TextSource
+from leaf.teacher.dump import is_database, open_dump
 from leaf.texts import installed
-from leaf.texts.sources import read
+from leaf.texts.sources import Row, as_rows
+from leaf.texts.tables import BATCH_ROWS, Malformed, readable, records, require, rows_of
 
 #: Texts of a sample, and its characters: a long document counts for many short ones.
 NUM_TEXTS, NUM_CHARACTERS = 400, 1 << 20
@@ -30,15 +32,9 @@ NUM_TEXTS, NUM_CHARACTERS = 400, 1 << 20
 NUM_FILES, NUM_GROUPS, NUM_MODULES = 50, 8, 80
 #: A row group larger than this is not read whole.
 MAX_GROUP_BYTES = 1 << 28
-#: Rows, and bytes on disk, of a file of lines that are read at most.
+#: Rows of files of lines that are read at most, and characters of their texts, or bytes.
 MAX_ROWS, MAX_BYTES = 20_000, 1 << 25
 T = TypeVar("T")
-_KINDS: dict[str, Role] = {"query": "query", "document": "document", "doc": "document"}
-#: Folders of a package that `installed-docs` passes over, roughly.
-_SKIPPED = {
-    "test", "tests", "testing", "conftest", "benchmarks", "vendor", "externals", "examples",
-    "idlelib", "lib2to3", "turtledemo", "pydoc_data", "ensurepip", "site-packages",
-}  # fmt: skip
 
 
 class Sample(NamedTuple):
@@ -51,15 +47,23 @@ class Sample(NamedTuple):
     """Whether all of them were counted."""
 
 
-def sample_tables(paths: Sequence[Path], source: TextSource, num_texts: int = NUM_TEXTS) -> Sample:
-    """A sample of Parquet files: rows evenly spaced over a few of their row groups.
+def sample_files(paths: Sequence[Path], source: TextSource) -> Sample:
+    """A sample of files of texts. Raises `LeafError` as reading does."""
+    tables = [path for path in paths if path.suffix == ".parquet"]
+    lines = [path for path in paths if path.suffix != ".parquet"]
+    found = [sample_tables(tables, source)] if tables else []
+    found += [sample_lines(lines, source)] if lines else []
+    texts = [text for each in found for text in each.texts]
+    return Sample(thin(texts), sum(each.rows for each in found), all(each.is_exact for each in found))
 
-    Raises as pyarrow does for damaged files, and `KeyError` for a missing column.
-    """
+
+def sample_tables(paths: Sequence[Path], source: TextSource) -> Sample:
+    """A sample of Parquet files: rows evenly spaced over a few of their row groups."""
     looked_into = spread(paths, NUM_FILES)
     groups, total = [], 0
     for path in looked_into:
-        metadata = pq.read_metadata(path)
+        with readable(path):
+            metadata = pq.read_metadata(path)
         total += metadata.num_rows
         each = (metadata.row_group(number) for number in range(metadata.num_row_groups))
         groups += [(path, number, group) for number, group in enumerate(each) if group.num_rows]
@@ -67,40 +71,45 @@ def sample_tables(paths: Sequence[Path], source: TextSource, num_texts: int = NU
         total = round(total * _bytes(paths) / _bytes(looked_into))
     groups = spread(groups, NUM_GROUPS)
     read_rows = sum(group.num_rows for _, _, group in groups)
-    columns = [source.column, *source.where, *([] if source.kind else [source.kind_column])]
-    texts: list[tuple[str, Role]] = []
-    looked = matched = 0
+    rows: list[Row] = []
+    looked = 0
     for path, number, group in groups:
-        with pq.ParquetFile(path) as file:
+        with readable(path), open_parquet(path) as file:
+            columns = require(source, path, file.schema_arrow.names)
             if group.total_byte_size > MAX_GROUP_BYTES:  # its beginning stands for it
-                first = next(file.iter_batches(4096, row_groups=[number], columns=list(dict.fromkeys(columns))))
+                first = next(file.iter_batches(BATCH_ROWS, row_groups=[number], columns=columns))
                 table = pa.Table.from_batches([first])
             else:
-                table = file.read_row_group(number, columns=list(dict.fromkeys(columns)))
-        if missing := [column for column in columns if column not in table.column_names]:
-            raise KeyError(missing[0])
-        wanted = max(1, round(num_texts * group.num_rows / read_rows)) * (8 if source.where else 1)
+                table = file.read_row_group(number, columns=columns)
+        wanted = max(1, round(NUM_TEXTS * group.num_rows / read_rows)) * (8 if source.where else 1)
         table = table.take(spread(range(len(table)), wanted))
-        for row in table.to_pylist():
-            looked += 1
-            if any(str(row[column]) != value for column, value in source.where.items()):
-                continue
-            matched += 1
-            kind = source.kind or _KINDS.get(str(row[source.kind_column]))
-            if isinstance(row[source.column], str) and kind:
-                texts.append((row[source.column], kind))
+        looked += len(table)
+        rows += as_rows(source, rows_of(table, columns))
     is_exact = not source.where and len(looked_into) == len(paths)
-    return Sample(thin(texts), round(total * matched / looked) if looked else 0, is_exact)
+    return Sample(thin(_usable(rows)), round(total * len(rows) / looked) if looked else 0, is_exact)
 
 
 def sample_lines(paths: Sequence[Path], source: TextSource) -> Sample:
-    """A sample of files of lines. Raises `LeafError` as reading does."""
-    rows = list(islice(read(source.model_copy(update={"rows": None}), 0), MAX_ROWS))
-    texts = [(row.text, row.kind) for row in rows if isinstance(row.text, str) and row.text.strip()]
-    if len(rows) < MAX_ROWS:
-        return Sample(thin(texts), len(rows), True)
-    scale = _bytes(paths) / _bytes(paths[:1])
-    return Sample(thin(texts), round(count_lines(paths[0]).lines * scale), False)
+    """A sample of files of lines: their beginning."""
+    rows: list[Row] = []
+    looked = characters = 0
+    is_whole = True
+    for record in itertools.chain.from_iterable(records(source, path) for path in paths):
+        if looked >= MAX_ROWS or characters >= MAX_BYTES:
+            is_whole = False
+            break
+        looked += 1
+        characters += len(record.line if isinstance(record, Malformed) else str(record.get(source.column)))
+        rows += as_rows(source, [record])
+    texts = thin(_usable(rows))
+    if is_whole:
+        return Sample(texts, len(rows), True)
+    lines = count_lines(paths[0]).lines * _bytes(paths) / _bytes(paths[:1])
+    return Sample(texts, round(lines * len(rows) / looked), False)
+
+
+def _usable(rows: Sequence[Row]) -> list[tuple[str, Role]]:
+    return [(row.text, row.kind) for row in rows if isinstance(row.text, str) and row.text.strip()]
 
 
 class Lines(NamedTuple):
@@ -113,8 +122,8 @@ class Lines(NamedTuple):
 
 
 def count_lines(path: Path) -> Lines:
-    """The lines of a file, gzipped or not."""
-    with open(path, "rb") as raw:
+    """The lines of a file, gzipped or not. Raises `LeafError` for one that is damaged."""
+    with readable(path), open(path, "rb") as raw:
         stream: Any = gzip.GzipFile(fileobj=raw) if path.name.endswith(".gz") else raw
         lines = done = 0
         last = b"\n"
@@ -126,25 +135,62 @@ def count_lines(path: Path) -> Lines:
         return Lines(round(lines * scale), round(done * scale), False)
 
 
+def count_sets(data: Sequence[str], pairs: int, pair_tokens: float) -> dict[str, Any]:
+    """Texts and tokens of the evaluation sets in `data` that are on this machine, and which of them are not.
+
+    Tokens are the files' bytes over the characters of a token: a little too many, for the keys of JSON are counted.
+    """
+    found: dict[str, Any] = {"sets": 0, "texts": 0, "tokens": 0.0, "missing": [], "is_exact": True}
+    for name in data:
+        if name == "held-out-pairs":
+            found["sets"] += 1
+            found["texts"] += 2 * pairs
+            found["tokens"] += 2 * pairs * pair_tokens
+            continue
+        path = Path(name).expanduser()
+        files = _set_files(path)
+        if not files:
+            found["missing"].append(name)
+        found["sets"] += sum(not each.name.startswith("queries") for each in files)
+        for each in files:
+            try:
+                counted = count_lines(each)
+            except LeafError:
+                found["missing"].append(str(each))
+                continue
+            # A table has a header, and most have two texts a row.
+            texts = counted.lines if "jsonl" in each.name else 2 * max(counted.lines - 1, 0)
+            found["texts"] += texts
+            found["tokens"] += counted.bytes / CHARACTERS_PER_TOKEN
+            found["is_exact"] &= counted.is_exact
+    return found
+
+
+def _set_files(path: Path) -> list[Path]:
+    """Files of texts that are scored: corpora, queries and test tables."""
+    if path.is_file():
+        return [path] if path.name.endswith(TABLES) else []
+    return sorted(
+        each
+        for each in path.rglob("*")
+        if each.name.removesuffix(".gz") in ("corpus.jsonl", "queries.jsonl")
+        or (each.name.endswith(TABLES) and each.parent.name != "qrels" and not each.name.startswith(("train.", "dev.")))
+    )
+
+
 def sample_installed(packages: Sequence[str]) -> Sample:
     """Docstrings of some modules of the standard library and `packages`; their share of the bytes is the scale."""
-    library = Path(sysconfig.get_path("stdlib"))
-    folders = [library]
-    for package in packages:
-        spec = importlib.util.find_spec(package)
-        if spec is None:
-            raise LeafError(f"no package '{package}' is installed")
-        folders += [Path(each) for each in (spec.submodule_search_locations or ())]
     # By size, so that the sample has large and small ones in their proportions.
-    files = sorted((each for folder in folders for each in _modules(folder)), key=lambda path: path.stat().st_size)
-    chosen = spread(files, NUM_MODULES)
+    modules = sorted(installed.modules(packages), key=lambda module: module.path.stat().st_size)
+    chosen = spread(modules, NUM_MODULES)
     texts: list[tuple[str, Role]] = []
-    read_bytes = 0
-    for path in chosen:
-        source = path.read_bytes()
-        read_bytes += len(source)
-        texts += _docstrings(source)
-    return Sample(thin(texts), round(len(texts) * _bytes(files) / max(read_bytes, 1)), False)
+    for module in chosen:
+        for _, doc in installed.docstrings(module):
+            summary, body = installed.split(doc)
+            texts += [(summary, "query")] if summary else []
+            texts += [(body, "document")] if body else []
+    scale = _bytes([module.path for module in modules]) / max(_bytes([module.path for module in chosen]), 1)
+    return Sample(thin(texts), round(len(texts) * scale), False)
 
 
 def owned_as_source(vectors: OwnedVectors) -> TextSource:
@@ -155,26 +201,13 @@ def owned_as_source(vectors: OwnedVectors) -> TextSource:
 
 def vector_width(vectors: OwnedVectors) -> int | None:
     """Dimensions of vectors that are owned; None where they are in a database, or not there."""
-    for path in table_files(vectors.source):
-        try:
-            with pq.ParquetFile(path) as file:
-                column = next(file.iter_batches(1, columns=[vectors.vector])).column(0)
-            return len(column[0])
-        except (OSError, StopIteration, TypeError, IndexError, pa.ArrowException):
-            return None
-    return None
-
-
-def table_files(spec: str) -> list[Path]:
-    """The files behind a path, a glob, or a folder of Parquet; none where there are none."""
-    path = Path(spec).expanduser()
-    if path.is_dir():
-        return sorted(path.glob("*.parquet"))
-    return (
-        [path]
-        if path.is_file()
-        else sorted(each for each in map(Path, glob(str(path), recursive=True)) if each.is_file())
-    )
+    if is_database(vectors):
+        return None
+    try:
+        with open_dump(vectors) as dump:
+            return next((rows.vectors.shape[1] for rows in dump.rows if len(rows.texts)), None)
+    except LeafError:
+        return None
 
 
 def thin(texts: list[tuple[str, Role]], num_texts: int = NUM_TEXTS) -> list[tuple[str, Role]]:
@@ -191,36 +224,3 @@ def spread(items: Sequence[T], count: int) -> list[T]:
 
 def _bytes(paths: Sequence[Path]) -> int:
     return sum(path.stat().st_size for path in paths)
-
-
-def _modules(folder: Path) -> Iterator[Path]:
-    is_library = folder == Path(sysconfig.get_path("stdlib"))
-    for path in sorted(folder.iterdir()):
-        if path.suffix == ".py":
-            if path.stem not in _SKIPPED and not path.stem.startswith("_" if is_library else "test_"):
-                yield path
-        elif path.is_dir() and path.name not in _SKIPPED and (not path.name.startswith("_") or path.name == "_core"):
-            yield from _modules(path)
-
-
-def _docstrings(source: bytes) -> Iterator[tuple[str, Role]]:
-    try:
-        tree = ast.parse(source)
-    except (SyntaxError, ValueError):
-        return
-    for node in _public(tree):
-        summary, body = installed.split(ast.get_docstring(node, clean=False) or "")
-        if summary:
-            yield summary, "query"
-        if body:
-            yield body, "document"
-
-
-def _public(node: ast.Module | ast.ClassDef) -> Iterator[ast.Module | ast.ClassDef | ast.FunctionDef]:
-    """A module or class and the public definitions in it, without those inside functions."""
-    yield node
-    for child in node.body:
-        if isinstance(child, ast.ClassDef) and not child.name.startswith("_"):
-            yield from _public(child)
-        elif isinstance(child, ast.FunctionDef) and not child.name.startswith("_"):
-            yield child

@@ -9,26 +9,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 from leaf.encoder import Role
 from leaf.errors import LeafError
+from leaf.models import hub_id, resolve_model
 from leaf.planning.lengths import CHARACTERS_PER_TOKEN, SPECIAL, Lengths, Reader, expect, measure, paper_kind
 from leaf.planning.models import find_model
-from leaf.planning.sampling import (
-    Sample,
-    owned_as_source,
-    sample_installed,
-    sample_lines,
-    sample_tables,
-    spread,
-    table_files,
-    thin,
-)
+from leaf.planning.sampling import Sample, owned_as_source, sample_files, sample_installed, spread, thin
 from leaf.recipe import Recipe, TextSource
-from leaf.run import read_manifest
-from leaf.texts.sources import name_of, read
+from leaf.run import Run
+from leaf.teacher.dump import is_database
+from leaf.texts.shards import undamaged
+from leaf.texts.sources import check_fields, name_of, read, scheme_of
+from leaf.texts.tables import TEXT_FORMATS, files
 
 #: Characters of a token, and bytes of a character in a shard (zstd), where no text can be looked at: 0.39 to 0.51 for
 #: documents, 0.40 to 0.70 for queries over the 36 sources of the ladder's texts.
@@ -143,27 +137,31 @@ class Tokens:
         return self.tokens / self.texts if self.texts else 0.0
 
 
-def plan_texts(recipe: Recipe, folder: Path | None) -> Texts:
-    """The texts of `recipe`: those finished in the run folder `folder`, else what its sources promise."""
-    if folder is not None and (manifest := _finished(recipe, folder)) is not None:
-        return _of_manifest(manifest, folder / "texts")
+def plan_texts(recipe: Recipe, run: Run) -> Texts:
+    """The texts of `recipe`: those that are finished in its run, else what its sources promise."""
+    if (manifest := run.finished_texts(recipe)) is not None:
+        return _of_manifest(manifest, run.folder / "texts", recipe)
     sources = [look_at(source, recipe) for source in recipe.texts]
     _share_paper_rows(sources)
     prepare = recipe.prepare
-    _weigh_guards(sources, prepare.guard_ratio)
+    entries = list(zip(sources, recipe.texts, strict=True))
+    apart = [found for found, entry in entries if entry.held_out]
+    _weigh_guards([found for found, entry in entries if not entry.held_out], prepare.guard_ratio)
+    for found in apart:
+        found.weight = 0.0
     kept = sum(source.trained for source in sources)
     held = min(prepare.held_out + 2 * prepare.held_out_pairs, int(kept))
     training = max(min(round(kept) - held, prepare.limit or round(kept)), 0)
     for source in sources:
         source.weight *= training / kept if kept else 0
-    return Texts(tuple(sources), training, prepare.held_out, prepare.held_out_pairs)
+    held_out = prepare.held_out + sum(found.rows or 0 for found in apart)
+    return Texts(tuple(sources), training, held_out, prepare.held_out_pairs)
 
 
 def look_at(source: TextSource, recipe: Recipe) -> Source:
     """What is known of one source without a network and without reading much."""
-    owned = source.source == "vectors" and recipe.teacher.vectors is not None
     found = Source(
-        name_of(source) if not owned or source.name else "vectors",
+        name_of(source),
         source.source,
         source.rows,
         "recipe",
@@ -173,14 +171,16 @@ def look_at(source: TextSource, recipe: Recipe) -> Source:
         licence=source.licence,
         commercial=source.commercial,
         guard=source.guard,
-        is_owned=owned,
+        is_owned=source.source == "vectors",
     )
+    sample = None
     try:
+        check_fields(source)
         sample = _sample(source, recipe)
-    except (LeafError, OSError, KeyError, ValueError, pa.ArrowException) as error:
-        sample = None
-        problem = f"no column {error}" if isinstance(error, KeyError) else str(error).partition("\n")[0]
-        found.problem = problem.split(";")[0]
+        if sample is not None and sample.rows and not sample.texts:
+            raise LeafError(f"column '{source.column}' holds no texts")
+    except LeafError as error:
+        found.problem = str(error).split(";")[0]
     available, rows_from = (None, "unknown") if source.about.rows is None else (source.about.rows, "about")
     if sample is not None:
         found.texts = sample.texts
@@ -202,36 +202,35 @@ def _megabytes(source: TextSource) -> float:
 
 def _sample(source: TextSource, recipe: Recipe) -> Sample | None:
     """A sample of a source that is on this machine; None of one that is not."""
-    if source.source == "vectors":
-        owned = recipe.teacher.vectors
-        if owned is None or owned.source.startswith("postgres"):
-            return None
-        source = owned_as_source(owned).model_copy(update={"where": {}})
-    if source.source == "installed-docs":
+    scheme, rest = scheme_of(source)
+    if scheme == "installed-docs":
         return sample_installed(source.packages)
-    scheme, separator, rest = source.source.partition(":")
-    if separator and scheme == "hub":
-        paths = _repository_files(Path(rest), source)
-        return sample_tables(paths, source) if paths else None
-    if separator and scheme == "tokenizer":
-        model = find_model(rest, source.revision)
-        if model.tokenizer is None:
+    if scheme == "vectors":
+        owned = recipe.teacher.vectors
+        if owned is None:
+            raise LeafError("these are the texts of teacher.vectors, which is not set")
+        return None if is_database(owned) else sample_files(files(owned.source), owned_as_source(owned))
+    if scheme == "tokenizer":
+        if find_model(resolve_model(rest), source.revision).tokenizer is None:
             return None
         rows = [(str(row.text), row.kind) for row in read(source.model_copy(update={"rows": None}), 0)]
         return Sample(thin(rows), len(rows), True)
-    files = table_files(source.source)
-    if not files:
-        raise LeafError(f"no file '{source.source}'")
-    if all(each.suffix == ".parquet" for each in files):
-        return sample_tables(files, source)
-    return sample_lines(files, source)
+    if scheme == "file":
+        return sample_files(files(rest), source)
+    if Path(rest).is_dir():
+        if not (paths := _repository_files(Path(rest), source)):
+            raise LeafError(f"no files of texts in '{rest}'")
+        return sample_files(paths, source)
+    if not hub_id(rest):
+        raise LeafError(f"no folder '{rest}'")
+    return None
 
 
 def _repository_files(folder: Path, source: TextSource) -> list[Path]:
-    """Parquet files of a local copy of a hub repository: of the configuration and the split, where paths name them."""
-    if not folder.is_dir():
-        return []
-    paths = sorted(folder.rglob("*.parquet"))
+    """Files of a local copy of a hub repository: of the configuration and the split, where paths name them."""
+    paths = sorted(folder.rglob("*.parquet")) or sorted(
+        path for path in folder.rglob("*") if path.name.removesuffix(".gz").endswith(TEXT_FORMATS)
+    )
     for word in (source.config, source.split):
         named = [path for path in paths if word and word in str(path.relative_to(folder))]
         paths = named or paths
@@ -262,15 +261,7 @@ def _weigh_guards(sources: Sequence[Source], ratio: float) -> None:
             source.weight = min(1.0, ratio * others / guards)
 
 
-def _finished(recipe: Recipe, folder: Path) -> dict[str, Any] | None:
-    written = folder / "recipe.toml"
-    if not written.is_file():
-        return None
-    owner = Recipe.load(written)
-    return read_manifest(folder / "texts") if owner.texts == recipe.texts and owner.prepare == recipe.prepare else None
-
-
-def _of_manifest(manifest: dict[str, Any], folder: Path) -> Texts:
+def _of_manifest(manifest: dict[str, Any], folder: Path, recipe: Recipe) -> Texts:
     """Finished texts: counts of the manifest, and a sample of the shards, told apart by source."""
     paths = [folder / shard["file"] for shard in manifest["shards"]]
     drawn: dict[str, list[tuple[str, Role]]] = {}
@@ -279,11 +270,17 @@ def _of_manifest(manifest: dict[str, Any], folder: Path) -> Texts:
         drawn.setdefault(name, []).append((text, kind))
         everything.append((text, kind))
     sources = []
+    entries = {name_of(entry): entry for entry in recipe.texts}
     for name, counts in manifest["sources"].items():
+        entry = entries.get(counts.get("entry", name))
         texts = drawn.get(name, [])
         texts = texts if len(texts) >= FEW else everything
         share = sum(kind == "query" for _, kind in texts) / max(len(texts), 1)
-        sources.append(Source(name, name, counts["kept"], "counted", share, texts))
+        found = Source(name, name, counts["kept"], "counted", share, texts)
+        if entry is not None:  # always, but for files that name the sources of their rows, prepared long ago
+            found.source, found.licence, found.commercial = entry.source, entry.licence, entry.commercial
+            found.is_owned = entry.source == "vectors"
+        sources.append(found)
     pairs = manifest.get("held_out_pairs")
     size = sum(shard["bytes"] for shard in [*manifest["shards"], manifest["held_out"]])
     return Texts(
@@ -296,7 +293,8 @@ def _rows_of(paths: Sequence[Path]) -> list[tuple[str, str, Role]]:
     found: list[tuple[str, str, Role]] = []
     chosen = spread(paths, 8)
     for path in chosen:
-        table = pq.read_table(path, columns=["source", "text", "kind"])
+        with undamaged(path):
+            table = pq.read_table(path, columns=["source", "text", "kind"])
         rows = table.take(spread(range(len(table)), NUM_FINISHED // len(chosen))).to_pylist()
         found += [(row["source"], row["text"], row["kind"]) for row in rows]
     return found

@@ -5,8 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from leaf.planning.lengths import CHARACTERS_PER_TOKEN
-from leaf.planning.models import APIS, VECTORS
-from leaf.planning.rates import CPU, GPUS
+from leaf.planning.rates import CPU, GPUS, hardware_keys
 from leaf.planning.texts import Source
 from leaf.recipe import Recipe
 from leaf.teacher.providers import provider_of
@@ -14,18 +13,29 @@ from leaf.teacher.providers import provider_of
 
 def warnings(record: Mapping[str, Any], recipe: Recipe, sources: Sequence[Source], hardware: str | None) -> list[str]:
     """The warnings about a record of `plan`, each one sentence."""
-    said = [*_cannot(recipe, sources), *_files(sources, record["evaluation"]), *_space(record)]
-    said += [*_unknown(record, recipe), *_rights(sources)]
-    if hardware not in (None, CPU, *GPUS):
+    said = [*_cannot(record, recipe, sources), *_files(sources, record["evaluation"]), *_space(record)]
+    said += [*_unknown(record, recipe, sources), *_rights(sources)]
+    if hardware and not hardware_keys(hardware):
         said.append(f"no hardware '{hardware}' is known; there are {', '.join((CPU, *GPUS))}")
     return said
 
 
-def _cannot(recipe: Recipe, sources: Sequence[Source]) -> Iterator[str]:
-    if recipe.teacher.model.startswith(VECTORS) and any(each.source != "vectors" for each in recipe.texts):
-        yield f"{recipe.teacher.model} cannot be asked: texts that are not among its vectors have no target"
-    if recipe.teacher.model.startswith(APIS):
+def _cannot(record: Mapping[str, Any], recipe: Recipe, sources: Sequence[Source]) -> Iterator[str]:
+    texts = record["texts"]
+    if record["conflict"] is not None:
+        yield f"{record['folder']} belongs to another recipe ({record['conflict']}): choose another --out"
+    if texts["rows"] and not texts["training"]:
+        yield f"{texts['rows']:,} texts are too few to hold out {texts['held_out']:,} and train on the rest"
+    for each, student in zip(record["students"], recipe.students, strict=True):
+        if texts["training"] and not each["steps"]:
+            yield f"{each['name']}: {each['texts']:,} training texts do not fill one batch of {each['batch_size']}"
+        total, wanted = each["backbone_layers"], max(student.layers or (-1,))
+        if student.start is None and total is not None and wanted >= total:
+            yield f"{each['name']}: layers names layer {wanted}, but its backbone has layers 0 to {total - 1}"
+    if recipe.teacher.is_api:
         yield from _too_long(recipe, sources)
+    elif recipe.teacher.is_remote and any(each.source != "vectors" for each in recipe.texts):
+        yield f"{recipe.teacher.model} cannot be asked: texts that are not among its vectors have no target"
 
 
 def _too_long(recipe: Recipe, sources: Sequence[Source]) -> Iterator[str]:
@@ -69,17 +79,19 @@ def _space(record: Mapping[str, Any]) -> Iterator[str]:
         )
 
 
-def _unknown(record: Mapping[str, Any], recipe: Recipe) -> Iterator[str]:
-    uncounted = [each["name"] for each in record["texts"]["sources"] if each["rows"] is None]
+def _unknown(record: Mapping[str, Any], recipe: Recipe, sources: Sequence[Source]) -> Iterator[str]:
+    uncounted = [each.name for each in sources if each.rows is None and each.problem is None]
     if uncounted:
         yield f"rows of {_list(uncounted)} are not known, and counted as none: set rows or about.rows"
     teacher = record["teacher"]
     if teacher["api"] is not None and teacher["api"]["cost"] is None:
         yield "price not given: set teacher.api.price, US dollars for a million tokens"
     if teacher["dim"] is None:
-        fix = "set teacher.api.dimensions" if teacher["api"] is not None else "load it once, or name a local copy"
+        fix = "load it once, or name a local copy"
+        if recipe.teacher.is_remote:
+            fix = "set teacher.api.dimensions" if recipe.teacher.is_api else "teacher.vectors has it"
         yield f"the width of {teacher['name']}'s vectors is not known: disk and students are left out; {fix}"
-    elif teacher["flops"] is None and teacher["api"] is None and not recipe.teacher.model.startswith(VECTORS):
+    elif teacher["flops"] is None and not recipe.teacher.is_remote:
         yield f"no hours for the teacher pass: {teacher['facts_from']}"
     for student in record["students"]:
         if student["layers"] is None:

@@ -31,13 +31,13 @@ from leaf.preflight.predict import (
 from leaf.preflight.rank import rank_bound, reachable
 from leaf.preflight.searches import Search
 from leaf.preflight.start import Start, by_kind, fit_start
-from leaf.preflight.texts import TextSample, cached_vectors, finished_texts, from_shards, from_sources
+from leaf.preflight.texts import TextSample, cached_vectors, from_shards, from_sources
 from leaf.preflight.warn import warnings
 from leaf.progress import progress
 from leaf.provenance import provenance
 from leaf.recipe import Recipe
 from leaf.recipe import Student as Settings
-from leaf.run import read_manifest
+from leaf.run import Run, read_manifest
 from leaf.space import NUM_CANARIES
 from leaf.spectrum import spectrum
 from leaf.student.model import build_student
@@ -145,7 +145,7 @@ def _sample(
 
     Also decides what the teacher computes in, on the texts that the stages decide it on where these are there.
     """
-    manifest = finished_texts(recipe, folder)
+    manifest = Run(folder).finished_texts(recipe)
     if manifest is None:
         pairs = min(NUM_PAIRS, recipe.prepare.held_out_pairs) if HELD_OUT_PAIRS in recipe.evaluate.data else 0
         sample = from_sources(recipe.texts, recipe.prepare, num_texts, pairs)

@@ -14,9 +14,9 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from leaf.encoder import Role, Vectors
+from leaf.encoder import Role, Vectors, normalised
 from leaf.evaluation.datasets import RetrievalSet
-from leaf.evaluation.retrieval import Similarity, normalised, search
+from leaf.evaluation.retrieval import Similarity, search
 
 #: Queries of one set.
 QUERIES = 200

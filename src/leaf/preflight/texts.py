@@ -17,8 +17,7 @@ import numpy as np
 from leaf.encoder import Role, Vectors
 from leaf.errors import LeafError
 from leaf.progress import say
-from leaf.recipe import Prepare, Recipe, TextSource
-from leaf.run import read_manifest
+from leaf.recipe import Prepare, TextSource
 from leaf.texts.shards import read_shard
 from leaf.texts.sources import name_of, read
 from leaf.texts.spool import rejection
@@ -81,16 +80,6 @@ def from_sources(sources: Sequence[TextSource], settings: Prepare, num_texts: in
         [(query, document) for _, query, document in pairs],
         [note for source in drawn for note in source.notes],
     )
-
-
-def finished_texts(recipe: Recipe, folder: Path) -> dict[str, Any] | None:
-    """The manifest of the texts in the run folder `folder`, if they are complete and `recipe`'s own; else None."""
-    written = folder / "recipe.toml"
-    if not written.is_file():
-        return None
-    owner = Recipe.load(written)
-    same = owner.texts == recipe.texts and owner.prepare == recipe.prepare
-    return read_manifest(folder / "texts") if same else None
 
 
 def from_shards(folder: Path, manifest: Mapping[str, Any], num_texts: int, seed: int) -> tuple[TextSample, list[Place]]:

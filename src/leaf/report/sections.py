@@ -135,16 +135,16 @@ def _prediction(folder: Path, report: Mapping[str, Any]) -> Iterator[Section]:
 def _vectors(folder: Path, report: Mapping[str, Any]) -> Iterator[Section]:
     """Where vectors came from that no model here computed: what an API was paid, what an index covers."""
     said = []
-    for path in sorted((folder / "embeddings").glob(f"[!.]*/{MANIFEST}")):
-        manifest = _read(path)
-        if (bill := manifest.get("bill")) is not None:
-            cost = "" if bill["cost"] is None else f", ${bill['cost']:,.2f}"
-            said.append(
-                f"Bought from {report['teacher']['model']}: {count(bill['texts_bought'])} texts in "
-                f"{count(bill['requests'])} requests, {count(bill['tokens'])} tokens{cost}."
-            )
-        if (covered := manifest.get("coverage")) is not None:
-            said += [f"{line[0].upper()}{line[1:]}." for line in covered["sentence"].splitlines()]
+    manifests = [_read(path) for path in sorted((folder / "embeddings").glob(f"[!.]*/{MANIFEST}"))]
+    bills = [bill for each in (*manifests, _read(folder / "scores" / MANIFEST)) if (bill := each.get("bill"))]
+    if bill := max(bills, key=lambda bill: bill["tokens"], default=None):  # each is of the run until then
+        cost = "" if bill["cost"] is None else f", ${bill['cost']:,.2f}"
+        said.append(
+            f"Bought from {report['teacher']['model']}: {count(bill['texts_bought'])} texts in "
+            f"{count(bill['requests'])} requests, {count(bill['tokens'])} tokens{cost}."
+        )
+    for covered in (each["coverage"] for each in manifests if each.get("coverage")):
+        said += [f"{line[0].upper()}{line[1:]}." for line in covered["sentence"].splitlines()]
     if said:
         yield Section("Where the vectors came from", said, [], {})
 

@@ -9,7 +9,6 @@ through a memory map, so that a full disk is an error and not a crash. Random ro
 import json
 import mmap
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -25,9 +24,10 @@ from leaf.ahead import ahead
 from leaf.encoder import Role
 from leaf.errors import LeafError
 from leaf.files import atomic_path, digest, write_json
+from leaf.parquet import open_parquet
 from leaf.pieces import Pieces, mapping
 from leaf.progress import progress
-from leaf.texts.shards import Shard
+from leaf.texts.shards import Shard, undamaged
 from leaf.tokens import ROLES, Tokenizer, Tokens
 from leaf.vector_files import read_vectors
 
@@ -202,7 +202,7 @@ def _write_tokens(folder: Path, shards: Sequence[Path], rows: int, tokenizer: To
 
 def _read_texts(path: Path) -> Iterator[Shard]:
     """A shard, at most `TOKENIZE_ROWS` rows at a time. A damaged file is a `LeafError`."""
-    with _undamaged(path), pq.ParquetFile(path) as file:
+    with undamaged(path), open_parquet(path) as file:
         for batch in file.iter_batches(TOKENIZE_ROWS, columns=["text", "kind"]):
             shard = Shard(batch["text"].to_pylist(), batch["kind"].to_pylist())
             if unknown := set(shard.kinds).difference(ROLES):
@@ -212,19 +212,10 @@ def _read_texts(path: Path) -> Iterator[Shard]:
 
 def _are_of(kinds: Sequence[Role], path: Path) -> NDArray[np.bool_]:
     """Whether each text of a shard is of one of `kinds`, `[n]`. A damaged file is a `LeafError`."""
-    with _undamaged(path):
+    with undamaged(path):
         column = pq.read_table(path, columns=["kind"])["kind"].cast(pa.string())
         found: NDArray[np.bool_] = pc.is_in(column, value_set=pa.array(kinds)).to_numpy()
         return found
-
-
-@contextmanager
-def _undamaged(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except (OSError, KeyError, UnicodeDecodeError, pa.ArrowException) as error:
-        problem = str(error).partition("\n")[0]
-        raise LeafError(f"{path} is damaged ({problem}); delete {path.parent} and run again") from error
 
 
 def _tokenize_kinds(shard: Shard, tokenizer: Tokenizer) -> Tokens:

@@ -10,9 +10,9 @@ answer is believed unchecked (`buying`), and vectors of two models never meet (`
 import re
 import threading
 import time
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
@@ -20,15 +20,17 @@ from urllib.parse import urlsplit
 import numpy as np
 
 from leaf.encoder import Advance, Role, Vectors
-from leaf.errors import LeafError
+from leaf.errors import Halt
 from leaf.files import digest
 from leaf.models import short_name
+from leaf.progress import say
 from leaf.recipe import Api
 from leaf.service import OverBudget
-from leaf.teacher.buying import UNIT_NORM_TOLERANCE, Buyer
+from leaf.teacher.buying import Buyer
 from leaf.teacher.drift import CANARIES, by_role, drift
 from leaf.teacher.paid import PaidVectors
 from leaf.teacher.providers import provider_of
+from leaf.vector_files import UNIT_NORM_TOLERANCE
 
 #: Answered requests, and seconds, after which the canaries are looked at again: the most that a changed model can cost.
 LOOK_REQUESTS = 1000
@@ -43,9 +45,12 @@ class ApiTeacher:
     names what spending is counted for, over all its processes; `max_cost` is its ceiling in US dollars and needs
     `settings.price`. Nothing is sent, and no key looked for, before a text is missing from the store.
 
-    Raises `LeafError` for an unknown provider and a ceiling without a price; when encoding, also for a missing or
-    refused key, a text too long or empty, a ceiling that is reached (`OverBudget`), another process that is buying, and
-    a model that has changed. Whatever was answered before an error is kept.
+    A call that buys ends with a look at the canaries, two requests more, so every vector it returns is of the one model
+    that the store is of: give it many texts. While it buys, other processes that want to wait.
+
+    Raises `LeafError` for an unknown provider and a ceiling without a price and, when encoding, for a text too long or
+    empty; `Halt` for a missing or refused key, a service that fails, a ceiling that is reached (`OverBudget`) and a
+    model that has changed. Whatever was answered before an error is kept.
     """
 
     similarity: Literal["cosine", "dot"] = "cosine"
@@ -81,7 +86,7 @@ class ApiTeacher:
         self._buyer = Buyer(model, settings, self._store, run, max_cost)
         self._one_call = threading.RLock()
         self._had = 0
-        self._looked: float | None = None  # the last good look; None: not in this process, or it has changed since
+        self._looked: float | None = None  # the last good look; None: not by this teacher, or it has changed since
 
     @property
     def dim(self) -> int:
@@ -89,21 +94,19 @@ class ApiTeacher:
         with self._one_call:
             self._buyer.facts = self._buyer.facts or self._store.facts()
             if not self._buyer.facts:
-                self._begin()
+                with self._buying():
+                    pass  # that begins with the canaries
             return int(self._buyer.facts["dim"])
 
-    @property
-    def tells_roles(self) -> bool:
-        """Whether the API is told what is a query and what a document."""
-        return bool(self._buyer.input_types)
-
     def identity(self) -> dict[str, Any]:
-        """Everything that can change this model's vectors, as plain JSON: the teacher half of a cache key."""
+        """Everything that can change this model's vectors, as plain JSON: the teacher half of a cache key.
+
+        Nobody is asked for it, and weights nobody can see: that the model stays the same is what the canaries are for.
+        """
         return {
             **self._source,
             "characters": self._settings.characters,
             "prompts": dict(self.prompts),
-            "dim": self.dim,
             "similarity": self.similarity,
         }
 
@@ -114,15 +117,6 @@ class ApiTeacher:
     def encode_document(self, texts: Sequence[str], *, batch_size: int = 32, advance: Advance | None = None) -> Vectors:
         """Vectors of documents, float32 `[n, dim]`; `batch_size` is of no account, requests have their own."""
         return self._encode(texts, "document", advance)
-
-    def confirm(self) -> None:
-        """Asks for the canaries again, if anything was bought since that was last done.
-
-        Raises `LeafError` where the model has changed; what was bought since the last good look is then set aside.
-        """
-        with self._one_call:
-            if self._buyer.asked:
-                self._look()
 
     def bill(self) -> dict[str, Any]:
         """What the run has bought, over all its processes, for a manifest; `texts_had` is of this process alone.
@@ -142,7 +136,7 @@ class ApiTeacher:
         }
 
     def close(self) -> None:
-        """Closes connections and store, and lets another process buy."""
+        """Closes connections and store."""
         self._buyer.close()
         self._store.close()
 
@@ -163,22 +157,26 @@ class ApiTeacher:
                     advance(count)
                 return count
 
-            self._had += sum(map(fill, self._store.find([*missing], unconfirmed=self._looked is not None)))
+            self._had += sum(map(fill, self._store.find([*missing])))
             if missing:
-                self._begin()  # a good look confirms what a killed process has left
-                self._had += sum(map(fill, self._store.find([*missing], unconfirmed=True)))
-            if missing:
-                wanted = {key: sent[rows[0]] for key, rows in missing.items()}
-                self._buyer.check(wanted.values(), role)
-                with closing(self._buy(role, wanted)) as bought:
-                    self._had += sum(fill(found) - len(found) for found in bought)
+                with self._buying():
+                    self._had += sum(map(fill, self._store.find([*missing])))
+                    wanted = {key: sent[rows[0]] for key, rows in missing.items()}
+                    self._buyer.check(wanted.values(), role)
+                    with closing(self._buy(role, wanted)) as bought:
+                        self._had += sum(fill(found) - len(found) for found in bought)
+                    if wanted:
+                        self._look()
             return vectors
 
-    def _begin(self) -> None:
-        """Makes this process the one that buys, and sees to it that the model was lately the same."""
+    @contextmanager
+    def _buying(self) -> Iterator[None]:
+        """Inside, nobody else buys, and the model was lately the same; what a killed process left is confirmed."""
         self._buyer.ready()
-        if self._look_is_due():
-            self._look()
+        with self._store.buying():
+            if self._look_is_due() or self._store.has_unconfirmed():
+                self._look()
+            yield
 
     def _look_is_due(self) -> bool:
         stale = self._looked is None or time.monotonic() - self._looked > LOOK_SECONDS
@@ -196,7 +194,7 @@ class ApiTeacher:
             for start in range(0, len(texts), size)
         ]
         if len({answer.shape[1] for answer in answers}) > 1:
-            raise LeafError(f"{self.name} answers with vectors of several widths; look at the server's model")
+            raise Halt(f"{self.name} answers with vectors of several widths; look at the server's model")
         now = np.concatenate(answers)
         if before is None:
             unit = bool((abs(np.linalg.norm(now, axis=1) - 1) <= UNIT_NORM_TOLERANCE).all())
@@ -204,10 +202,9 @@ class ApiTeacher:
             self._buyer.facts = self._store.facts()
         elif (changed := drift(before, now)) is not None:
             count = self._store.set_aside()
-            raise LeafError(
+            raise Halt(
                 f"the model behind {self._buyer.model_id} has changed: {changed}. {count:,} vectors bought since it "
-                "was last the same are set aside. Ask for a dated version of the model, or begin anew with another "
-                f"--out and without {self._store.file}"
+                f"was last the same are set aside. {self._buyer.another_model()}"
             )
         self._store.confirm()
         self._looked, self._buyer.asked = time.monotonic(), 0
@@ -239,3 +236,5 @@ class ApiTeacher:
                         yield dict(zip(pending.pop(done), done.result(), strict=True))
             finally:
                 stop.set()  # what is in flight is paid, so it is waited for and kept; nothing more is asked
+                if late := wait(pending, timeout=1).not_done:
+                    say(f"{self._buyer.model_id}: waiting for the answers of {len(late)} requests, which are paid")

@@ -12,17 +12,14 @@ from typing import Any
 import numpy as np
 
 from leaf.encoder import Role, Vectors
-from leaf.errors import LeafError
+from leaf.errors import Halt, LeafError
 from leaf.progress import say
 from leaf.recipe import Api
 from leaf.service import Again, Budget, Pace, Refused, Service
 from leaf.teacher.paid import PaidVectors, Purchase
-from leaf.teacher.providers import provider_of, tokens_of, too_much, vectors_of
+from leaf.teacher.providers import provider_of, request_limits, tokens_of, too_much, vectors_of
+from leaf.vector_files import UNIT_NORM_TOLERANCE
 
-#: Texts in a request unless the recipe says otherwise: larger ones gain little and lose more where they fail.
-BATCH_TEXTS = 256
-#: A norm this far from 1 is not that of a normalised vector (as in `leaf.vector_files`).
-UNIT_NORM_TOLERANCE = 1e-3
 #: Seconds between two lines about waiting.
 SAY_INTERVAL = 15.0
 
@@ -63,15 +60,11 @@ class Buyer:
     def __init__(self, model: str, settings: Api, store: PaidVectors, run: str, max_cost: float | None) -> None:
         self.provider, self._model = provider_of(model)
         if max_cost is not None and settings.price is None:
-            raise LeafError(
-                f"a ceiling of ${max_cost:g} needs the price of {model}: set teacher.api.price, US dollars for a "
-                "million tokens"
-            )
+            raise LeafError(f"a ceiling of ${max_cost:g} needs the price of {model}; set teacher.api.price")
         own = settings.url is None
         self.model_id, self.settings, self.store, self.run = model, settings, store, run
         self.input_types: Mapping[Role, str] = settings.input_types or self.provider.input_types
-        self.batch_texts = min(settings.batch_texts or BATCH_TEXTS, self.provider.max_texts if own else 1 << 30)
-        self._batch_tokens = settings.batch_tokens or self.provider.max_tokens
+        self.batch_texts, self._batch_tokens = request_limits(self.provider, settings)
         self._max_text_tokens = self.provider.max_text_tokens if own else None
         roles: tuple[Role, ...] = ("query", "document")
         self._rates = {role: TokenRate(store.rates(role, TokenRate.LAST)) for role in roles}
@@ -86,7 +79,7 @@ class Buyer:
         self._said = -SAY_INTERVAL
 
     def ready(self) -> None:
-        """Makes this process the one that buys. Raises `LeafError` without a key, or where another process is."""
+        """Sees that there is a key, and somebody to ask. Raises `LeafError` where not."""
         if self._service is not None:
             return
         own = self.provider.key_variable if self.settings.url is None else None
@@ -97,7 +90,7 @@ class Buyer:
             pace=Pace(self.settings.requests_per_minute, self.settings.tokens_per_minute),
             on_retry=self._say,
         )
-        self.store.open_to_buy()
+        service.reach()
         self._service = service
 
     def close(self) -> None:
@@ -207,7 +200,7 @@ class Buyer:
         purchase = Purchase(self.run, role, weight, tokens, lost, tries + 1)
         self.store.add(purchase, *((keys, vectors) if keys and not wrong else ()))
         if wrong:
-            raise LeafError(f"{self.model_id} {wrong}; what was bought before is kept")
+            raise Halt(f"{self.model_id} {wrong}; what was bought before is kept. {self.another_model()}")
         return vectors
 
     def _ask_less(
@@ -215,7 +208,7 @@ class Buyer:
     ) -> Vectors:
         """The same texts in halves, where they were too many; else raises what `refused` comes to."""
         if refused.status in (401, 403) and self.settings.url and not self.settings.key_variable:
-            raise LeafError(f"{refused}; name the environment variable of its key as teacher.api.key_variable")
+            raise Halt(f"{refused}; name the environment variable of its key as teacher.api.key_variable")
         if not too_much(refused.status, str(refused)):
             raise refused
         if len(texts) == 1:
@@ -233,7 +226,7 @@ class Buyer:
         """What makes an answer one of another model than the store's; None where nothing does."""
         before = self.facts.get("answered_as")
         if before and answered_as and answered_as != before:
-            return f"answered as {answered_as}, before as {before}: the model has changed"
+            return f"answered as {answered_as}, before as {before}"
         dim = self.facts.get("dim") or self.settings.dimensions or vectors.shape[1]
         if vectors.shape[1] != dim:
             return f"answered with {vectors.shape[1]} dimensions, expected {dim}"
@@ -242,6 +235,13 @@ class Buyer:
             return f"answered a vector whose length is {off.max():.4f} off 1, which all lengths before were"
         self.answered_as = answered_as
         return None
+
+    def another_model(self) -> str:
+        """What to do about vectors that are another model's."""
+        return (
+            f"If the model has changed, ask for a dated version of it, or begin anew: with another --out, and with "
+            f"{self.store.file} moved away"
+        )
 
     def _say(self, reason: str, seconds: float) -> None:
         with self._counting:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from leaf.encoder import Role, Vectors
+from leaf.encoder import Role, Vectors, normalised
 from leaf.progress import progress
 from leaf.spectrum import spectrum
 from leaf.teacher.owned import Owned
@@ -96,7 +96,7 @@ def coverage(
     inside = None
     if queries is not None:
         inside = float(np.square(queries @ shape.basis[:, :directions]).sum() / np.square(queries, dtype=float).sum())
-    unit = _unit(owned)
+    unit = normalised(owned)
     return Coverage(
         texts=dict(texts or {}),
         dim=owned.shape[1],
@@ -105,7 +105,7 @@ def coverage(
         directions=directions,
         queries=0 if queries is None else len(queries),
         query_energy=inside,
-        query_nearest=None if queries is None else float(np.median(_nearest(_unit(queries), unit))),
+        query_nearest=None if queries is None else float(np.median(_nearest(normalised(queries), unit))),
         owned_nearest=float(np.median(_nearest(unit[:MAX_QUERIES], unit, itself=True))) if len(unit) > 1 else None,
     )
 
@@ -139,11 +139,6 @@ def coverage_of(
         vectors[kinds == "query"][:MAX_QUERIES].astype(np.float32),
         {kind: (had[kind], all_[kind]) for kind in ROLES},
     )
-
-
-def _unit(vectors: Vectors) -> Vectors:
-    unit: Vectors = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
-    return unit
 
 
 def _nearest(vectors: Vectors, others: Vectors, *, itself: bool = False) -> NDArray[np.float32]:

@@ -9,9 +9,7 @@ were trained apart are as far from that as can be: they share no space, and thei
 
 from collections.abc import Sequence
 
-import numpy as np
-
-from leaf.encoder import Role, Vectors
+from leaf.encoder import Role, Vectors, row_cosines
 
 #: The mean cosine of the canaries to what they were, and the least of one: 100 and 1,000 times the published noise.
 MIN_MEAN_COSINE = 0.999
@@ -62,7 +60,7 @@ CANARIES: tuple[tuple[Role, str], ...] = (
 
 def drift(before: Vectors, now: Vectors) -> str | None:
     """What is wrong with the canaries' vectors `now`, both float32 `[n, dim]`; None where the model is the same."""
-    cosines = (before * now).sum(1) / np.maximum(np.linalg.norm(before, axis=1) * np.linalg.norm(now, axis=1), 1e-12)
+    cosines = row_cosines(before, now)
     mean, least = float(cosines.mean()), float(cosines.min())
     if mean >= MIN_MEAN_COSINE and least >= MIN_COSINE:
         return None

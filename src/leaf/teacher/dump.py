@@ -23,8 +23,9 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from leaf.encoder import Role
-from leaf.errors import LeafError
+from leaf.errors import LeafError, first_line
 from leaf.files import quick_digest
+from leaf.parquet import open_parquet
 from leaf.recipe import OwnedVectors
 from leaf.teacher.columns import (
     POSTGRES_TYPES,
@@ -200,7 +201,7 @@ def _readable(path: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, UnicodeDecodeError, pa.ArrowException) as error:
-        raise LeafError(f"cannot read {path}: {_first_line(error)}; is it Parquet, and complete?") from error
+        raise LeafError(f"cannot read {path}: {first_line(error)}; is it Parquet, and complete?") from error
 
 
 def _num_rows(path: Path) -> int:
@@ -209,8 +210,7 @@ def _num_rows(path: Path) -> int:
 
 
 def _parquet(path: Path, settings: OwnedVectors) -> Iterator[_Batch]:
-    # By default, all of the file's columns would be buffered ahead, and a row group at least.
-    with _readable(path), pq.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20) as file:
+    with _readable(path), open_parquet(path) as file:
         schema, first = file.schema_arrow, 0
         columns = _check_columns(settings, str(path), schema.names)
         for column in columns:
@@ -251,7 +251,7 @@ def _database(settings: OwnedVectors) -> Iterator[tuple[int, Iterator[_Batch]]]:
         connection = psycopg.connect(settings.source, connect_timeout=CONNECT_TIMEOUT, client_encoding="UTF8")
     except psycopg.Error as error:
         raise LeafError(
-            f"cannot connect to {settings.source} ({_first_line(error)}); is the server up, and the password in "
+            f"cannot connect to {settings.source} ({first_line(error)}); is the server up, and the password in "
             "PGPASSWORD or ~/.pgpass?"
         ) from error
     with connection:
@@ -268,7 +268,7 @@ def _database(settings: OwnedVectors) -> Iterator[tuple[int, Iterator[_Batch]]]:
                 cursor.execute(query)
                 yield counted[0], _answers(connection, cursor, settings)
         except psycopg.Error as error:
-            raise LeafError(f"teacher.vectors.query: {settings.source} says: {_first_line(error)}") from error
+            raise LeafError(f"teacher.vectors.query: {settings.source} says: {first_line(error)}") from error
 
 
 def _answers(connection: Any, cursor: Any, settings: OwnedVectors) -> Iterator[_Batch]:
@@ -291,7 +291,3 @@ def _answers(connection: Any, cursor: Any, settings: OwnedVectors) -> Iterator[_
         kinds = list(columns[settings.kind]) if settings.kind else None
         yield _Batch(where, first, list(columns[settings.text]), kinds, vectors, present)
         first += len(rows)
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -4,7 +4,7 @@ Several processes, on one machine or many that share the folder, may each take a
 """
 
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
@@ -58,14 +58,13 @@ def embed(
     batch_size: int = 32,
     *,
     share: tuple[int, int] = (0, 1),
-    before_write: Callable[[], object] | None = None,
 ) -> dict[str, Any] | None:
     """Writes one part of vectors per text shard into `folder`; returns the facts for its manifest.
 
     `shards` are the texts manifest's entries (`file`, `rows`, `digest`). Each part is whole or absent, so a killed run
     goes on with the first missing shard. `share` is (rank, world): this process takes every world-th shard from the
     rank-th on, and gets None as long as parts of others are missing; whoever comes last gets the facts, which are the
-    same for all. `before_write` is called before each part is written, and what it raises keeps that part out.
+    same for all.
 
     While a shard is encoded the next is read and the last is written. Memory is some four times the vectors of a shard:
     for 65,536 texts of 1024 dimensions 1.1 GB. Raises `LeafError` for parts of another teacher or other texts, for
@@ -90,8 +89,6 @@ def embed(
             vectors = encode_shard(content, teacher, batch_size, bar.advance)
             if writing is not None:
                 writing.result()
-            if before_write is not None:
-                before_write()
             part_key = {**key, "texts": shard["digest"]}
             writing = writer.submit(write_part, folder / shard["file"], vectors, part_key, key["storage_dtype"])
             del vectors  # the writer's alone, so that it is gone when the next ones are there

@@ -80,6 +80,12 @@ class SentenceTransformerEncoder:
         """Parameters of the whole model."""
         return sum(parameter.numel() for parameter in self.model.parameters())
 
+    def bill(self) -> None:
+        """Nobody is paid for its vectors."""
+
+    def close(self) -> None:
+        """There is nothing to let go of."""
+
     def use_bfloat16_where_exact(self, sample: Sequence[str]) -> None:
         """Computes in bfloat16 from here on, if the hardware has it and every text of `sample` hardly moves.
 
@@ -207,6 +213,6 @@ def folder_digest(folder: Path) -> str:
     files = sorted(
         path
         for path in folder.rglob("*")
-        if path.suffix in IDENTITY_SUFFIXES and "onnx" not in path.parts and "openvino" not in path.parts
+        if path.suffix in IDENTITY_SUFFIXES and not {"onnx", "openvino"} & {*path.relative_to(folder).parts}
     )
     return digest([[str(path.relative_to(folder)), file_digest(path)] for path in files])

@@ -2,10 +2,9 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from leaf.encoder import Role
-from leaf.errors import LeafError
 from leaf.files import user_cache
 from leaf.recipe import VECTORS_SCHEME
 from leaf.recipe import Teacher as Settings
@@ -33,6 +32,12 @@ class Teacher(TeacherEncoder, Protocol):
     def num_parameters(self) -> int | None:
         """Parameters; None where they are not known."""
 
+    def bill(self) -> dict[str, Any] | None:
+        """What the run has paid for its vectors; None where nobody is paid."""
+
+    def close(self) -> None:
+        """Lets go of files and connections."""
+
 
 def open_teacher(
     settings: Settings,
@@ -50,8 +55,6 @@ def open_teacher(
     `run` names the one that `max_cost` (US dollars) is for.
     """
     inner: Teacher | None = None
-    if max_cost is not None and not settings.is_api:
-        raise LeafError(f"--max-cost is for a teacher behind an API, and {settings.model} is none; leave it out")
     if settings.is_api:
         from leaf.teacher.api import ApiTeacher
 

@@ -48,8 +48,9 @@ _SCHEMA = pa.schema({"text": pa.large_string(), "kind": pa.string()})
 class Owned:
     """The vectors of one dump, kept in `folder`.
 
-    Of files, the content decides whether the copy is still the source's. A database is not asked again: the copy stays
-    until `folder` is deleted. Raises what `open_dump` raises, and `LeafError` for a text with two different vectors.
+    Of files, the content decides whether the copy is still the source's. A database is not asked again, and files may
+    be gone, as on another machine: the copy stays until `folder` is deleted. Raises what `open_dump` raises, and
+    `LeafError` for a text with two different vectors.
     """
 
     def __init__(self, settings: OwnedVectors, folder: Path) -> None:
@@ -58,17 +59,28 @@ class Owned:
     @functools.cached_property
     def facts(self) -> dict[str, Any]:
         """What was read: `rows`, `dim`, `dtype`, `digest`, `kinds`, `repeats` and `skipped`. Reads it where needed."""
-        source = identity(self.settings)
+        source, here = self._source()
         if (manifest := self._finished(source)) is None:
             self.folder.mkdir(parents=True, exist_ok=True)
             with FileLock(self.folder / "reading.lock"):  # of several processes, one reads
                 return self._finished(source) or _read(self.settings, source, self.folder)
-        if is_database(self.settings):
+        if not here:
             say(
                 f"keeping the {manifest['rows']:,} vectors that {self.settings.source} gave on "
                 f"{manifest['provenance']['time'][:10]}; delete {self.folder} to ask it again"
             )
         return manifest
+
+    def _source(self) -> tuple[dict[str, Any], bool]:
+        """What is to be read, and whether that can be seen now: not of a database, nor of files that are gone."""
+        try:
+            return identity(self.settings), not is_database(self.settings)
+        except LeafError:
+            known = read_manifest(self.folder)
+            columns = self.settings.model_dump(mode="json", include={"text", "vector", "kind"})
+            if known is None or not columns.items() <= known["source"].items():
+                raise
+            return known["source"], False
 
     @property
     def dim(self) -> int:

@@ -3,9 +3,9 @@
 An answer is committed, with its price in tokens, before anything else is asked for, so a process killed at any moment
 loses no more than the requests then in flight. Only digests of texts are kept, and the vectors as float32.
 
-What was bought since the model was last seen to be the same is *unconfirmed*. The next good look confirms it; a bad one
-sets it aside: it stays in the file and is never used again. One process at a time may buy, and any number may read, but
-only on one machine: SQLite's write-ahead log does not work on a network file system.
+What was bought since the model was last seen to be the same is *unconfirmed*: nobody finds it. The next good look
+confirms it; a bad one sets it aside: it stays in the file and is never used. One process at a time buys, and any number
+may read, but only on one machine: SQLite's write-ahead log does not work on a network file system.
 """
 
 import functools
@@ -22,11 +22,14 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from leaf.encoder import Role, Vectors
-from leaf.errors import LeafError
+from leaf.errors import Halt
+from leaf.progress import say
 
 UNCONFIRMED, CONFIRMED, SET_ASIDE = 0, 1, 2
 #: Keys in one look-up; SQLite takes 32,766 parameters, and a reader holds the vectors of so many at once.
 LOOK_UP = 512
+#: Seconds that another buyer is waited for without a word.
+SILENT_WAIT = 1.0
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS facts (name TEXT PRIMARY KEY, value);
@@ -58,45 +61,53 @@ class Purchase:
 
 
 class PaidVectors:
-    """The store of one model. Raises `LeafError` for a file that SQLite cannot use. May be called from many threads."""
+    """The store of one model. May be called from many threads.
+
+    Raises `Halt` for a folder that cannot be made or written to, and for a file that SQLite cannot use.
+    """
 
     def __init__(self, file: Path) -> None:
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise LeafError(f"{file.parent} cannot be made ({error}); vectors of an API are kept there") from error
+            raise Halt(f"{file.parent} cannot be made ({error}); {_ELSEWHERE}") from error
         self.file = file
         self._threads = threading.RLock()
-        self._buys = False
         with self._using():
             # Autocommit, so that transactions begin where `_using` says; a minute for a reader's moment.
             self._sql = sqlite3.connect(file, timeout=60, isolation_level=None, check_same_thread=False)
-            self._sql.execute("PRAGMA journal_mode = WAL")
             self._sql.execute("PRAGMA synchronous = FULL")  # a power cut loses no purchase either
-            if not self._sql.execute("SELECT 1 FROM sqlite_master WHERE name = 'vectors_key'").fetchone():
-                self._sql.executescript(_SCHEMA)
+        if not self._is_made():
+            with self.buying(), self._using():  # two that made it at once would find it locked
+                if not self._is_made():
+                    self._sql.execute("PRAGMA journal_mode = WAL")
+                    self._sql.executescript(_SCHEMA)
 
-    def open_to_buy(self) -> None:
-        """Makes this process the one that may buy. Raises `LeafError` where another is."""
-        if self._buys:
-            return
-        try:
-            _buyer(self.file).acquire(timeout=0)
-            self._buys = True
-        except Timeout as error:
-            raise LeafError(
-                f"another process is buying vectors into {self.file}; wait for it: what it buys is there for this one"
-            ) from error
+    @contextmanager
+    def buying(self) -> Iterator[None]:
+        """Inside, nobody else buys: no other process, and no other store of this file in this one. Waits for that."""
+        here, lock = _buyer(self.file.resolve())
+        with here:
+            try:
+                lock.acquire(timeout=SILENT_WAIT)
+            except Timeout:
+                say(f"waiting: another process is buying vectors into {self.file}, and what it buys is there for all")
+                lock.acquire()
+            except OSError as error:
+                raise Halt(f"{lock.lock_file} cannot be opened ({error}); {_ELSEWHERE}") from error
+            try:
+                yield
+            finally:
+                lock.release()
 
-    def find(self, keys: Sequence[bytes], *, unconfirmed: bool) -> Iterator[dict[bytes, Vectors]]:
-        """The vectors of those `keys` that are there, at most `LOOK_UP` at a time."""
-        worst = UNCONFIRMED if unconfirmed else CONFIRMED
+    def find(self, keys: Sequence[bytes]) -> Iterator[dict[bytes, Vectors]]:
+        """The confirmed vectors of those `keys` that are there, at most `LOOK_UP` at a time."""
         for start in range(0, len(keys), LOOK_UP):
             some = keys[start : start + LOOK_UP]
             with self._using():
                 rows = self._sql.execute(
                     "SELECT key, vector FROM vectors CROSS JOIN purchases ON purchases.id = purchase"  # in this order
-                    f" WHERE state BETWEEN {worst} AND {CONFIRMED} AND key IN ({','.join('?' * len(some))})",
+                    f" WHERE state = {CONFIRMED} AND key IN ({','.join('?' * len(some))})",
                     some,
                 ).fetchall()
             yield {key: np.frombuffer(vector, dtype="<f4") for key, vector in rows}
@@ -112,6 +123,12 @@ class PaidVectors:
                     "INSERT INTO vectors VALUES (?, ?, ?)",
                     [(key, bought, _blob(vector)) for key, vector in zip(keys, vectors, strict=True)],
                 )
+
+    def has_unconfirmed(self) -> bool:
+        """Whether something was bought since the last look: where nobody buys, by a call that failed or was killed."""
+        with self._using():
+            found = self._sql.execute(f"SELECT 1 FROM purchases WHERE state = {UNCONFIRMED} LIMIT 1").fetchone()
+        return found is not None
 
     def confirm(self) -> None:
         """What was bought so far is of the model that the canaries are of."""
@@ -162,12 +179,13 @@ class PaidVectors:
             ).fetchall()[::-1]
 
     def close(self) -> None:
-        """Closes the file, and lets another process buy."""
+        """Closes the file."""
         with self._threads:
             self._sql.close()
-            if self._buys:
-                _buyer(self.file).release()
-            self._buys = False
+
+    def _is_made(self) -> bool:
+        with self._using():
+            return bool(self._sql.execute("SELECT 1 FROM sqlite_master WHERE name = 'vectors_key'").fetchone())
 
     def _move(self, state: int) -> int:
         with self._using(write=True):
@@ -186,18 +204,27 @@ class PaidVectors:
                 if write:
                     self._sql.execute("COMMIT")
             except sqlite3.Error as error:
-                raise LeafError(
-                    f"{self.file} cannot be used ({error}); is the disk full, or the file damaged?"
-                ) from error
+                raise Halt(f"{self.file} cannot be used ({error}); {_fix(error)}") from error
             finally:
                 if write and self._sql.in_transaction:
                     self._sql.execute("ROLLBACK")
 
 
 @functools.cache
-def _buyer(file: Path) -> FileLock:
-    """One lock for all stores of a file in this process: it counts those that hold it."""
-    return FileLock(f"{file}.lock", thread_local=False)
+def _buyer(file: Path) -> tuple[threading.RLock, FileLock]:
+    """What keeps out the other threads of this process, and what keeps out other processes."""
+    return threading.RLock(), FileLock(f"{file}.lock", thread_local=False)
+
+
+_ELSEWHERE = "vectors of an API are kept there, or under LEAF_CACHE"
+
+
+def _fix(error: sqlite3.Error) -> str:
+    """What to do, from SQLite's own words for it."""
+    words = str(error)
+    if "malformed" in words or "not a database" in words:
+        return "the file is damaged: move it away and what it held is bought again, or bring back a copy"
+    return f"make room on its disk, or let it be written; {_ELSEWHERE}"
 
 
 def _blob(vector: Vectors) -> bytes:

@@ -9,12 +9,18 @@ import binascii
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from leaf.encoder import Role, Vectors
 from leaf.errors import LeafError
+
+if TYPE_CHECKING:
+    from leaf.recipe import Api, Teacher
+
+#: Texts in a request unless the recipe says otherwise: larger ones gain little and lose more where they fail.
+BATCH_TEXTS = 256
 
 
 @dataclass(frozen=True)
@@ -94,6 +100,21 @@ def provider_of(model: str) -> tuple[Provider, str]:
     if name not in PROVIDERS or not own:
         raise LeafError(f"'{model}' names no model of an API; write {' or '.join(f'{p}:MODEL' for p in PROVIDERS)}")
     return PROVIDERS[name], own
+
+
+def request_limits(provider: Provider, settings: "Api") -> tuple[int, int]:
+    """The most texts, and the most tokens, of one request. A server of one's own takes as many texts as it is asked."""
+    most = provider.max_texts if settings.url is None else 1 << 30
+    return min(settings.batch_texts or BATCH_TEXTS, most), settings.batch_tokens or provider.max_tokens
+
+
+def student_prompts(teacher: "Teacher", prompts: Mapping[Role, str]) -> dict[Role, str]:
+    """`prompts`; where there are none, and the API is told what is a query in another way, `query: ` for queries.
+
+    A student sees text alone.
+    """
+    tells_roles = teacher.is_api and bool(teacher.api.input_types or provider_of(teacher.model)[0].input_types)
+    return {**prompts, "query": "query: "} if tells_roles and not any(prompts.values()) else dict(prompts)
 
 
 def vectors_of(answer: Any, count: int) -> Vectors:

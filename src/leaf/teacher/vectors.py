@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from leaf.encoder import Advance, Role, Vectors, row_cosines
+from leaf.encoder import Advance, Role, Vectors, normalised, row_cosines
 from leaf.errors import LeafError
 from leaf.files import digest, write_json
 from leaf.progress import say
@@ -80,11 +80,6 @@ class OwnedTeacher:
         return self.inner.num_parameters if self.inner else None
 
     @property
-    def tells_roles(self) -> bool:
-        """Whether `inner` is an API that is told queries from documents without a prompt."""
-        return bool(getattr(self.inner, "tells_roles", False))
-
-    @property
     def digest(self) -> str:
         """What is owned, as a SHA-256: with `identity`, all that can change a vector."""
         return self.owned.digest
@@ -113,15 +108,14 @@ class OwnedTeacher:
         """Vectors of documents, float32 `[n, dim]`."""
         return self._encode(texts, "document", batch_size, advance)
 
-    def use_bfloat16_where_exact(self, sample: Sequence[str]) -> None:
-        """As of `inner`, if it can."""
-        if (use := getattr(self.inner, "use_bfloat16_where_exact", None)) is not None:
-            use(sample)
+    def bill(self) -> dict[str, Any] | None:
+        """What `inner` was paid."""
+        return self.inner.bill() if self.inner else None
 
-    def confirm(self) -> None:
-        """Asks `inner` whether it is still the same model, if it can tell."""
-        if (confirm := getattr(self.inner, "confirm", None)) is not None:
-            confirm()
+    def close(self) -> None:
+        """Closes `inner`."""
+        if self.inner:
+            self.inner.close()
 
     def check_against(self, inner: Teacher, sample: int = NUM_COMPARED) -> Check:
         """Encodes `sample` of the texts again with `inner` and compares: are the vectors that are owned its own?
@@ -198,9 +192,7 @@ class OwnedTeacher:
             lengths = self._check.lengths
             encode = self.inner.encode_query if role == "query" else self.inner.encode_document
             found = encode([texts[row] for row in missing.tolist()], batch_size=batch_size, advance=advance)
-            if lengths == "unit":
-                found = found / np.maximum(np.linalg.norm(found, axis=1, keepdims=True), 1e-12)
-            vectors[missing] = found
+            vectors[missing] = normalised(found) if lengths == "unit" else found
         return vectors
 
 

@@ -14,13 +14,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from leaf.errors import LeafError
+from leaf.errors import LeafError, first_line
 from leaf.models import resolve_model
 from leaf.recipe import Recipe, TextSource
 from leaf.texts import installed
-from leaf.texts.hub import open_hub
-from leaf.texts.sources import check_fields, name_of, scheme_of, tokenizer_file
-from leaf.texts.tables import files, first_line, num_rows, records, require
+from leaf.texts.hub import failing_as, open_hub
+from leaf.texts.sources import check_fields, common_name, name_of, scheme_of, tokenizer_file
+from leaf.texts.tables import Malformed, Record, files, num_rows, records, require
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 ANSWER_SECONDS = 4.0
 #: … and for all of them together.
 ALL_SECONDS = 4.5
+#: Rows of a file that are looked at for a text.
+FIRST_ROWS = 100
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,7 @@ def print_check(rows: Sequence[Reached], console: "Console") -> None:
         table.add_column(heading, justify="right" if number else "left", no_wrap=number)
     problems: dict[str, list[str]] = {}
     for group in _alike(rows):
-        first, name = group[0], _shared_name(group)
+        first, name = group[0], common_name([each.name for each in group])
         commercial = {True: "yes", False: "no", None: "?"}[first.commercial]
         state = "not reached" if not first.reachable else "wrong" if first.columns is False else "ok"
         if first.reachable and first.columns is None:
@@ -134,7 +136,7 @@ class _Wrong(LeafError):
 def _check_files(source: TextSource, spec: str) -> int | None:
     found = files(spec)
     try:
-        next(iter(records(source, found[0])), None)  # opens it, and misses its columns if they are not there
+        _check_texts(source, records(source, found[0]))
     except LeafError as error:
         raise _Wrong(str(error)) from error
     counts = [num_rows(path) for path in found]
@@ -146,12 +148,26 @@ def _check_folder(source: TextSource, name: str) -> int | None:
         raise LeafError(f"no folder '{name}'")
     try:
         dataset, columns, _ = open_hub(source, name)
-        if columns is None and (first := next(iter(dataset), None)) is not None:
-            require(source, source.source, list(first))
+        rows = list(failing_as(source, iter(dataset.take(FIRST_ROWS))))
+        if columns is None and rows:
+            require(source, source.source, list(rows[0]))
+        _check_texts(source, rows)
     except LeafError as error:
         raise _Wrong(str(error)) from error
     splits = dataset.info.splits or {}
     return splits[source.split].num_examples or None if source.split in splits else None
+
+
+def _check_texts(source: TextSource, found: Iterable[Record]) -> None:
+    """Raises `LeafError` where the first rows have values in the column of the texts, and none is a string."""
+    rows = (each for each in itertools.islice(found, FIRST_ROWS) if not isinstance(each, Malformed))
+    values = [value for row in rows if (value := row.get(source.column)) is not None]
+    if values and not any(isinstance(value, str) for value in values):
+        raise _no_texts(source, type(values[0]).__name__)
+
+
+def _no_texts(source: TextSource, what: str) -> LeafError:
+    return LeafError(f"column '{source.column}' of {source.source} holds {what}, expected strings; name the right one")
 
 
 # The hub
@@ -187,7 +203,9 @@ class _Answer:
         if not config.columns:
             return found, None, note or "its columns are not told"
         try:
-            require(source, source.source, config.columns)
+            require(source, source.source, list(config.columns))
+            if (what := config.columns[source.column]) not in ("string", "large_string"):
+                raise _no_texts(source, what)
         except LeafError as error:
             return found, False, str(error)
         return found, True, note
@@ -195,7 +213,8 @@ class _Answer:
 
 @dataclass
 class _Config:
-    columns: list[str]
+    columns: dict[str, str]
+    """Name → type."""
     splits: dict[str, int | None]
 
 
@@ -278,11 +297,17 @@ def _viewer(name: str) -> dict[str, Any]:
 def _of_viewer(infos: Mapping[str, Any]) -> dict[str, _Config]:
     return {
         config: _Config(
-            list(info.get("features") or ()),
+            {name: _type(feature) for name, feature in (info.get("features") or {}).items()},
             {split: each.get("num_examples") for split, each in (info.get("splits") or {}).items()},
         )
         for config, info in infos.items()
     }
+
+
+def _type(feature: Any) -> str:
+    """The type of a column as the hub has it: of a plain value its dtype, of anything else that it is none."""
+    dtype = feature.get("dtype") if isinstance(feature, dict) else None
+    return dtype if isinstance(dtype, str) else "lists or records"
 
 
 def _of_card(card: Mapping[str, Any]) -> dict[str, _Config]:
@@ -290,11 +315,11 @@ def _of_card(card: Mapping[str, Any]) -> dict[str, _Config]:
     found: dict[str, _Config] = {}
     for each in card.get("configs") or ():
         splits = [part["split"] for part in each.get("data_files") or () if isinstance(part, dict) and "split" in part]
-        found[each.get("config_name", "default")] = _Config([], dict.fromkeys(splits))
+        found[each.get("config_name", "default")] = _Config({}, dict.fromkeys(splits))
     infos = card.get("dataset_info") or ()
     for each in [infos] if isinstance(infos, dict) else infos:
-        config = found.setdefault(each.get("config_name", "default"), _Config([], {}))
-        config.columns = [part["name"] for part in each.get("features") or () if "name" in part]
+        config = found.setdefault(each.get("config_name", "default"), _Config({}, {}))
+        config.columns = {part["name"]: _type(part) for part in each.get("features") or () if "name" in part}
         config.splits |= {part["name"]: part.get("num_examples") for part in each.get("splits") or () if "name" in part}
     return found
 
@@ -309,16 +334,6 @@ def _alike(rows: Iterable[Reached]) -> Iterator[list[Reached]]:
         return each.source, each.kind, each.reachable, each.columns, each.licence, each.commercial, each.reason
 
     return (list(group) for _, group in itertools.groupby(rows, key))
-
-
-def _shared_name(group: Sequence[Reached]) -> str:
-    """The words that all names begin with, and how many they are: `LoTTE (20)`."""
-    if len(group) == 1:
-        return group[0].name
-    words = itertools.takewhile(
-        lambda each: len(set(each)) == 1, zip(*(each.name.split() for each in group), strict=False)
-    )
-    return f"{' '.join(each[0] for each in words) or group[0].name} ({len(group)})"
 
 
 def _sum(numbers: Iterable[int | None]) -> str:

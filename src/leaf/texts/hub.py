@@ -3,6 +3,7 @@
 A folder laid out like one of its repositories (files, and a README.md that names configurations) is read likewise.
 """
 
+import zlib
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -10,10 +11,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from leaf.errors import LeafError
+from leaf.errors import LeafError, first_line
 from leaf.models import hub_revision
 from leaf.recipe import TextSource
-from leaf.texts.tables import BATCH_ROWS, Record, first_line, require, rows_of
+from leaf.texts.tables import BATCH_ROWS, Record, require, rows_of
 
 
 class Streamed(NamedTuple):
@@ -50,7 +51,7 @@ def open_hub(source: TextSource, name: str, revision: str | None = None) -> Stre
             dataset = builder.as_streaming_dataset(split=source.split)
     except LeafError:
         raise
-    except (OSError, ValueError, RuntimeError) as error:  # no such split or configuration, a script, no files
+    except (OSError, EOFError, zlib.error, ValueError, RuntimeError) as error:  # no such split, a script, a cut file
         raise LeafError(f"{source.source}: {first_line(error)}") from error
     return Streamed(dataset.select_columns(columns), columns, revision)
 
@@ -71,7 +72,7 @@ def read_hub(
         file = dataset.shard(num_shards=num_files, index=order[position]).with_format("arrow")
         if state and position == begun and state["inside"]:
             file.load_state_dict(state["inside"])
-        tables = _failing_as(source, iter(file.iter(batch_size=BATCH_ROWS)))
+        tables = failing_as(source, iter(file.iter(batch_size=BATCH_ROWS)))
         for table in tables:
             if columns is None:
                 columns = require(source, source.source, table.column_names)
@@ -98,13 +99,13 @@ def _state(dataset: Any) -> dict[str, Any] | None:
         return None
 
 
-def _failing_as(source: TextSource, tables: Iterator[Any]) -> Iterator[Any]:
-    """`tables`, with whatever stops them as a `LeafError`."""
+def failing_as(source: TextSource, found: Iterator[Any]) -> Iterator[Any]:
+    """What is `found`, with whatever stops it as a `LeafError`."""
     while True:
         try:
-            table = next(tables, None)
+            each = next(found, None)
         except Exception as error:  # the HTTP libraries behind it share no base class that outlives their releases
             raise LeafError(f"{source.source}: reading stopped ({first_line(error)}); run again to go on") from error
-        if table is None:
+        if each is None:
             return
-        yield table
+        yield each

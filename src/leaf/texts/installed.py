@@ -91,6 +91,13 @@ class Entry(NamedTuple):
     body: str
 
 
+class Module(NamedTuple):
+    """A source file and the name that people know its definitions by."""
+
+    path: Path
+    name: str
+
+
 def entries(packages: Sequence[str]) -> Iterator[Entry]:
     """Every docstring of the standard library and of `packages` (import names), always in the same order."""
     seen: set[str] = set()
@@ -140,25 +147,58 @@ def split(doc: str) -> tuple[str, str]:
     )
 
 
+def modules(packages: Sequence[str]) -> list[Module]:
+    """The source files that `entries` reads, in its order. Raises `LeafError` for a package that is not installed."""
+    return [*_standard()[0], *_installed(packages)]
+
+
+def docstrings(module: Module) -> Iterator[tuple[str, str]]:
+    """(name, docstring) of a module and of the public definitions in it; none of a file this Python cannot read."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # invalid escapes in other people's docstrings
+        try:
+            tree = ast.parse(module.path.read_bytes())
+        except (SyntaxError, ValueError):  # templates and sources for another Python
+            return
+    yield from _definitions(tree, module.name)
+
+
 def _documented(packages: Sequence[str]) -> Iterator[tuple[str, str]]:
-    specs = {package: _spec(package) for package in sorted(set(packages))}  # first: a typo fails at once
+    own = _installed(packages)  # first: a typo fails at once
+    standard, compiled = _standard()
+    for module in standard:
+        yield from docstrings(module)
+    yield from _compiled(compiled)
+    for module in own:
+        yield from docstrings(module)
+
+
+def _standard() -> tuple[list[Module], list[str]]:
+    """The source files of the standard library, and the names of its modules that may be compiled."""
     library = Path(sysconfig.get_path("stdlib"))
+    found: list[Module] = []
     compiled = []
     for name in sorted(sys.stdlib_module_names - _SKIPPED_STDLIB):
         source = library / f"{name}.py"
         folder = library / name
         if source.is_file() and not name.startswith("_"):
-            yield from _module(source, name)
+            found.append(Module(source, name))
         elif folder.is_dir() and not name.startswith("_"):
-            yield from _package(folder, name)
+            found += _package(folder, name)
         elif not name.startswith(("_test", "_xx")):
             compiled.append(name)
-    yield from _compiled(compiled)
-    for package, spec in specs.items():
+    return found, compiled
+
+
+def _installed(packages: Sequence[str]) -> list[Module]:
+    found: list[Module] = []
+    for package in sorted(set(packages)):
+        spec = _spec(package)
         for folder_name in spec.submodule_search_locations or ():
-            yield from _package(Path(folder_name), package)
+            found += _package(Path(folder_name), package)
         if not spec.submodule_search_locations and spec.origin:
-            yield from _module(Path(spec.origin), package)
+            found.append(Module(Path(spec.origin), package))
+    return found
 
 
 def _spec(package: str) -> ModuleSpec:
@@ -172,7 +212,7 @@ def _spec(package: str) -> ModuleSpec:
     return spec
 
 
-def _package(folder: Path, name: str) -> Iterator[tuple[str, str]]:
+def _package(folder: Path, name: str) -> Iterator[Module]:
     for path in sorted(folder.iterdir()):
         part = path.stem
         if part in _SKIPPED_PARTS or part.startswith("test_") or f"{name}.{part}" in _SKIPPED_PACKAGES:
@@ -181,20 +221,10 @@ def _package(folder: Path, name: str) -> Iterator[tuple[str, str]]:
         # scipy.optimize.minimize is defined in scipy.optimize._minimize; people know it by the first name.
         public = name if private else f"{name}.{part}"
         if path.suffix == ".py":
-            yield from _module(path, public)
+            yield Module(path, public)
         # Private packages hold internals that nobody looks for, but numpy._core holds numpy.
         elif (part == "_core" or not private) and (path / "__init__.py").is_file():
             yield from _package(path, public)
-
-
-def _module(path: Path, name: str) -> Iterator[tuple[str, str]]:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # invalid escapes in other people's docstrings
-        try:
-            tree = ast.parse(path.read_bytes())
-        except (SyntaxError, ValueError):  # templates and sources for another Python
-            return
-    yield from _definitions(tree, name)
 
 
 def _definitions(node: ast.AST, name: str) -> Iterator[tuple[str, str]]:

@@ -81,9 +81,9 @@ def prepare(
     `vectors` gives the texts of the source `vectors`, and `vectors_digest` names their content.
 
     Called again after a failure or a kill, with the same sources, it goes on: what was read is not read again, and
-    the files are those of an uninterrupted run, byte for byte. Memory is O(batch) and 17 bytes a row.
+    the files are those of an uninterrupted run, byte for byte. Memory is O(shard) and 17 bytes a row.
 
-    Raises `LeafError` for sources that give nothing, for fewer texts or pairs than are to be held out and, where
+    Raises `LeafError` for a source that gives no text, for fewer texts or pairs than are to be held out and, where
     `settings.leaks` is "refuse", for a text in a benchmark, before any of these files is written.
     """
     if settings.leak_check and not benchmarks:
@@ -91,6 +91,7 @@ def prepare(
             f"prepare.leak_check asks for {', '.join(settings.leak_check)}, but no benchmark texts came with it; "
             "hand them to prepare(), as `leaf texts` does"
         )
+    _check_names(sources)
     folder.mkdir(parents=True, exist_ok=True)
     _clear(folder)
     spools = [
@@ -108,6 +109,14 @@ def prepare(
     return {**facts, "leaks": check.facts() if check else None}
 
 
+def _check_names(sources: Sequence[TextSource]) -> None:
+    """Counts are by name, and who adapts a student looks at guard texts and others apart."""
+    guards = {name_of(source) for source in sources if source.guard}
+    for source in sources:
+        if not source.guard and (name := name_of(source)) in guards:
+            raise LeafError(f"texts: '{name}' is the name of a source with guard and of one without; set another name")
+
+
 @dataclass
 class _Rows:
     """What is known of all rows: two hashes of each, which of them answer each other, and what becomes of them."""
@@ -117,6 +126,8 @@ class _Rows:
     """The keyed hash of the normal form: identity and lottery ticket in one."""
     guards: npt.NDArray[np.bool_]
     """Whether the row comes from a source with `guard`."""
+    held_out: npt.NDArray[np.int8]
+    """`held_out` of the row's source: 1 always, −1 never, 0 as it is drawn."""
     pairs: dict[str, tuple[int, int]]
     """Name → the rows of its query and its document."""
     fates: _Fates
@@ -132,38 +143,39 @@ def _clear(folder: Path) -> None:
 
 def _clear_spools(folder: Path, spools: Sequence[Spool]) -> None:
     """Removes what was read for sources that are not asked for any more."""
-    for path in set(folder.glob("*")) - {spool.folder for spool in spools}:
+    for path in set(folder.glob("*/")) - {spool.folder for spool in spools}:
         shutil.rmtree(path)
 
 
 def _look(spools: Sequence[Spool]) -> _Rows:
-    """The hashes of all rows in the order of the sources."""
-    exact, forms, rejected, guards = [], [], [], []
+    """The hashes of all rows in the order of the sources. A source without one usable text is an error."""
+    exact, forms, rejected, guards, held_out = [], [], [], [], []
     sides: dict[str, dict[Kind, int]] = {}
     first = 0
     for spool in spools:
+        begin, reasons = first, Counter[str]()
         for batch in spool.batches(["exact", "form", "rejected", "kind", "pair"]):
             exact.append(batch["exact"].to_numpy())
             forms.append(batch["form"].to_numpy())
             rejected.append(batch["rejected"].is_valid().to_numpy(zero_copy_only=False))
             guards.append(np.full(batch.num_rows, spool.source.guard))
+            held_out.append(np.full(batch.num_rows, {True: 1, False: -1, None: 0}[spool.source.held_out], np.int8))
+            reasons.update(_value_counts(batch["rejected"]))
             usable = pc.and_(batch["pair"].is_valid(), batch["rejected"].is_null())
             for row in np.flatnonzero(usable.to_numpy(zero_copy_only=False)).tolist():
                 sides.setdefault(batch["pair"][row].as_py(), {})[batch["kind"][row].as_py()] = first + row
             first += batch.num_rows
+        if reasons.total() == first - begin:
+            told = ", ".join(f"{reason} {count:,}" for reason, count in reasons.most_common())
+            raise LeafError(
+                f"texts '{spool.source.source}': {first - begin:,} rows were read and all of them rejected ({told}); "
+                "check that `column` is right"
+            )
     pairs = {name: (rows["query"], rows["document"]) for name, rows in sides.items() if len(rows) == 2}
     fates = np.where(np.concatenate(rejected), np.uint8(Fate.REJECTED), np.uint8(Fate.KEPT))
-    rows = _Rows(np.concatenate(exact), np.concatenate(forms), np.concatenate(guards), pairs, fates)
-    if (fates == Fate.REJECTED).all():
-        counts: Counter[str] = Counter()
-        for batch in (batch for spool in spools for batch in spool.batches(["rejected"])):
-            counts.update(batch["rejected"].to_pylist())
-        raise LeafError(
-            f"empty corpus: {len(fates):,} rows were read and all of them rejected "
-            f"({', '.join(f'{reason} {count:,}' for reason, count in counts.most_common())}); "
-            "check that `column` is right"
-        )
-    return rows
+    return _Rows(
+        np.concatenate(exact), np.concatenate(forms), np.concatenate(guards), np.concatenate(held_out), pairs, fates
+    )
 
 
 def _check_leaks(spools: Sequence[Spool], rows: _Rows, benchmarks: Sequence[Benchmark], settings: Prepare) -> LeakCheck:
@@ -210,15 +222,18 @@ def _choose(rows: _Rows, settings: Prepare) -> None:
     if settings.held_out_pairs:
         fates[np.searchsorted(usable, _choose_pairs(rows, forms, settings.held_out_pairs))] = Fate.HELD_OUT_PAIR
 
-    tickets = np.unique(forms[fates == Fate.KEPT])
+    wish = rows.held_out[usable]
+    always = np.flatnonzero((fates == Fate.KEPT) & (wish > 0))
+    fates[always[np.unique(forms[always], return_index=True)[1]]] = Fate.HELD_OUT
+    drawn = (fates == Fate.KEPT) & (wish == 0) & ~np.isin(forms, forms[wish != 0])
+    tickets = np.unique(forms[drawn])
     if len(tickets) < 2 * settings.held_out:
         raise LeafError(
             f"{len(tickets):,} different texts are too few to hold out {settings.held_out:,} and train on "
             f"the rest; add texts or lower prepare.held_out to {len(tickets) // 2:,} or less"
         )
-    winners = (fates == Fate.KEPT) & (forms <= tickets[settings.held_out - 1])
-    fates[winners & ~repeated] = Fate.HELD_OUT
-    fates[winners & repeated] = Fate.COPY_OF_HELD_OUT
+    fates[drawn & ~repeated & (forms <= tickets[settings.held_out - 1])] = Fate.HELD_OUT
+    fates[(fates == Fate.KEPT) & np.isin(forms, forms[fates == Fate.HELD_OUT])] = Fate.COPY_OF_HELD_OUT
 
     training = np.flatnonzero(fates == Fate.KEPT)
     by_ticket = training[np.argsort(forms[training], kind="stable")]

@@ -19,10 +19,8 @@ _ALL = np.uint64(2**64 - 1)
 
 def tickets(seed: int, name: str, first: int, count: int) -> Tickets:
     """The tickets of rows `first` … `first + count - 1`, `[count]`. No two rows of one source have the same one."""
-    digest = hashlib.blake2b(name.encode("utf-8", "surrogatepass"), digest_size=8, key=_key(seed)).digest()
-    mixed = (
-        np.uint64(int.from_bytes(digest, "little")) + np.arange(first + 1, first + count + 1, dtype=np.uint64) * _GAMMA
-    )
+    start = np.uint64(keyed_hash(name, seed_key(seed)))
+    mixed = start + np.arange(first + 1, first + count + 1, dtype=np.uint64) * _GAMMA
     mixed = (mixed ^ (mixed >> np.uint64(30))) * _FIRST
     mixed = (mixed ^ (mixed >> np.uint64(27))) * _SECOND
     return np.asarray(mixed ^ (mixed >> np.uint64(31)), np.uint64)
@@ -64,5 +62,11 @@ class Sample:
         self._held, self._num_held, self._bar = [held], self._size, held.max()
 
 
-def _key(seed: int) -> bytes:
+def keyed_hash(text: str, key: bytes) -> int:
+    """64 bits of `text` under a key: BLAKE2b."""
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8, key=key).digest(), "little")
+
+
+def seed_key(seed: int) -> bytes:
+    """The key that a seed stands for."""
     return seed.to_bytes(16, "little", signed=True)

@@ -5,6 +5,7 @@ print(len(shard.texts), shard.kinds[0])
 """
 
 import hashlib
+import json
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from leaf.encoder import Role
-from leaf.errors import LeafError
+from leaf.errors import LeafError, first_line
 from leaf.files import atomic_path
 
 HELD_OUT = "held-out.parquet"
@@ -31,24 +32,24 @@ class Shard(NamedTuple):
 
 def read_shard(path: Path) -> Shard:
     """The texts and kinds of one shard. A damaged file is a `LeafError`."""
-    with _undamaged(path):
+    with undamaged(path):
         table = pq.read_table(path, columns=["text", "kind"])
         return Shard(table["text"].to_pylist(), table["kind"].to_pylist())
 
 
 def read_sources(path: Path) -> list[str]:
     """The source of each text of a shard, in row order. A damaged file is a `LeafError`."""
-    with _undamaged(path):
+    with undamaged(path):
         return list(pq.read_table(path, columns=["source"])["source"].to_pylist())
 
 
 @contextmanager
-def _undamaged(path: Path) -> Iterator[None]:
+def undamaged(path: Path) -> Iterator[None]:
+    """Whatever reading a file of ours stumbles over, as a `LeafError`."""
     try:
         yield
-    except (OSError, KeyError, UnicodeDecodeError, pa.ArrowException) as error:
-        problem = str(error).partition("\n")[0]
-        raise LeafError(f"{path} is damaged ({problem}); delete {path.parent} and run again") from error
+    except (OSError, KeyError, UnicodeDecodeError, json.JSONDecodeError, pa.ArrowException) as error:
+        raise LeafError(f"{path} is damaged ({first_line(error)}); delete {path.parent} and run again") from error
 
 
 def shard_name(number: int) -> str:
@@ -78,5 +79,11 @@ def write_shard(path: Path, rows: pa.Table) -> dict[str, Any]:
         "file": path.name,
         "rows": rows.num_rows,
         "bytes": path.stat().st_size,
-        "digest": shard_digest(rows["text"].to_pylist(), rows["kind"].to_pylist()),
+        "digest": shard_digest(*(_values(rows, column) for column in ("text", "kind"))),
     }
+
+
+def _values(rows: pa.Table, column: str) -> Iterator[str]:
+    """A column as Python strings, a few at a time: all would take more memory than the table."""
+    for batch in rows.select([column]).to_batches(max_chunksize=4096):
+        yield from batch.column(0).to_pylist()

@@ -9,11 +9,11 @@ count it.
 
 import itertools
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple
 
-from leaf.errors import LeafError
+from leaf.errors import LeafError, first_line
 from leaf.files import file_digest, quick_digest
 from leaf.models import hub_revision, resolve_model, short_name
 from leaf.progress import say
@@ -21,12 +21,11 @@ from leaf.recipe import TextSource
 from leaf.texts import installed
 from leaf.texts.hub import file_order, read_hub
 from leaf.texts.sampling import Sample, tickets
-from leaf.texts.tables import BATCH_ROWS, Malformed, Record, files, first_line, records
+from leaf.texts.tables import BATCH_CHARACTERS, BATCH_ROWS, Malformed, Record, files, records
 
 Kind = Literal["query", "document"]
 #: The texts of `teacher.vectors` with their kinds, in an order that stays.
 OwnTexts = Callable[[], Iterable[tuple[str, Kind]]]
-Item = TypeVar("Item")
 
 
 class Row(NamedTuple):
@@ -74,7 +73,7 @@ def batches(
     scheme, rest = scheme_of(source)
     match scheme:
         case "hub":
-            return (Batch(list(_table(source, rows)), after) for rows, after in read_hub(source, rest, seed, state))
+            return (Batch(list(as_rows(source, found)), after) for found, after in read_hub(source, rest, seed, state))
         case "file":
             return _file_batches(source, rest, seed, state)
         case "tokenizer":
@@ -106,9 +105,17 @@ def _sampled(source: TextSource, size: int, seed: int, found: Iterable[Batch]) -
     yield from (row for ticket, row in kept if ticket <= bar)
 
 
-def _chunks(items: Iterable[Item]) -> Iterator[list[Item]]:
-    iterator = iter(items)
-    while chunk := list(itertools.islice(iterator, BATCH_ROWS)):
+def _chunks(rows: Iterable[Row]) -> Iterator[list[Row]]:
+    """Cuts where rows are many, or their texts long."""
+    chunk: list[Row] = []
+    characters = 0
+    for row in rows:
+        chunk.append(row)
+        characters += len(row.text) if isinstance(row.text, str) else 0
+        if len(chunk) >= BATCH_ROWS or characters >= BATCH_CHARACTERS:
+            yield chunk
+            chunk, characters = [], 0
+    if chunk:
         yield chunk
 
 
@@ -120,6 +127,14 @@ def name_of(source: TextSource) -> str:
     if scheme == "file":
         return Path(rest).name.split(".")[0] or rest
     return f"tokenizer-{short_name(rest)}" if scheme == "tokenizer" else short_name(rest) or scheme
+
+
+def common_name(names: Sequence[str]) -> str:
+    """The words that names of one data set begin with, and how many they are: `LoTTE (20)`."""
+    if len(names) == 1:
+        return names[0]
+    alike = itertools.takewhile(lambda words: len(set(words)) == 1, zip(*map(str.split, names), strict=False))
+    return f"{' '.join(words[0] for words in alike) or names[0]} ({len(names)})"
 
 
 def identity(source: TextSource, vectors: str | None = None) -> dict[str, Any]:
@@ -171,14 +186,14 @@ def check_fields(source: TextSource) -> None:
         "tokenizer": {"kind", "revision"},
         "vectors": set(),
         "installed-docs": {"packages"},
-    }[scheme_of(source)[0]] | {"source", "rows", "guard", *ABOUT}
+    }[scheme_of(source)[0]] | {"source", "rows", "guard", "held_out", *ABOUT}
     for name in source.model_dump(exclude_defaults=True):
         if name not in used:
             raise LeafError(f"texts '{source.source}': {name} has no meaning for this kind of source; leave it out")
 
 
-def _table(source: TextSource, found: Iterable[Record]) -> Iterator[Row]:
-    """Records as rows, without those that `where` leaves out."""
+def as_rows(source: TextSource, found: Iterable[Record]) -> Iterator[Row]:
+    """Records as rows, without those that `where` leaves out. Raises `LeafError` for an unknown kind."""
     name = name_of(source)
     kinds: dict[object, Kind] = {"query": "query", "document": "document", "doc": "document"}
     for record in found:
@@ -203,7 +218,7 @@ def _file_batches(source: TextSource, spec: str, seed: int, state: dict[str, Any
     found = files(spec)
     order = file_order(source, seed, len(found))
     for position in range(state["file"] if state else 0, len(found)):
-        yield from (Batch(chunk, None) for chunk in _chunks(_table(source, records(source, found[order[position]]))))
+        yield from (Batch(chunk, None) for chunk in _chunks(as_rows(source, records(source, found[order[position]]))))
         yield Batch([], {"file": position + 1})
 
 

@@ -13,7 +13,6 @@ Of a sample only rows that may be in it are written: those whose ticket is among
 `rows · (1 + ln(all / rows))` rows, of which the lowest tickets are the sample in the end.
 """
 
-import hashlib
 import json
 import shutil
 import time
@@ -28,10 +27,12 @@ import pyarrow.parquet as pq
 
 from leaf.errors import LeafError
 from leaf.files import atomic_path, digest, write_json
+from leaf.parquet import open_parquet
 from leaf.progress import LINE_INTERVAL, say
 from leaf.recipe import Prepare, TextSource
 from leaf.texts.forms import normal_form
-from leaf.texts.sampling import Sample, Tickets, tickets
+from leaf.texts.sampling import Sample, Tickets, keyed_hash, seed_key, tickets
+from leaf.texts.shards import undamaged
 from leaf.texts.sources import Batch, OwnTexts, Row, batches, identity, name_of, say_all_taken
 from leaf.texts.tables import Malformed
 
@@ -119,17 +120,21 @@ class Spool:
         bar = self._sample.bar()
         everything = self._most is not None or self.source.rows is None
         wanted = list(columns) if everything else [*columns, "ticket"]
+        for batch in self._pieces(wanted):
+            inside = batch if everything else batch.filter(pc.less_equal(batch["ticket"], pa.scalar(bar)))
+            yield inside.select(columns)
+
+    def _pieces(self, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
         for number in range(self._state["pieces"]):
-            with pq.ParquetFile(self._piece(number)) as file:
-                for batch in file.iter_batches(BATCH_ROWS, columns=wanted):
-                    inside = batch if everything else batch.filter(pc.less_equal(batch["ticket"], pa.scalar(bar)))
-                    yield inside.select(columns)
+            with undamaged(path := self._piece(number)), open_parquet(path) as file:
+                yield from file.iter_batches(BATCH_ROWS, columns=columns)
 
     def _resume(self) -> None:
         """Takes over what an earlier process left, without the pieces that its state does not know."""
         path = self.folder / "state.json"
         if path.is_file():
-            self._state = json.loads(path.read_text(encoding="utf-8"))
+            with undamaged(path):
+                self._state = json.loads(path.read_text(encoding="utf-8"))
         elif self.folder.exists():
             say(f"texts: {name_of(self.source)}: it cannot go on where it stopped; reading it from its start")
             shutil.rmtree(self.folder)
@@ -138,8 +143,8 @@ class Spool:
         for path in [*self.folder.glob("*.parquet"), *self.folder.glob(".*.tmp")]:
             if path not in known:
                 path.unlink()
-        for number in range(self._state["pieces"]):
-            self._sample.offer(pq.read_table(self._piece(number), columns=["ticket"])["ticket"].to_numpy())
+        for batch in self._pieces(["ticket"]):
+            self._sample.offer(batch["ticket"].to_numpy())
         if self._state["read"] and not self._state["done"]:
             say(f"texts: {name_of(self.source)}: going on after {self._state['read']:,} rows")
 
@@ -163,7 +168,7 @@ class _Pending:
     """Rows of the next piece, column by column."""
 
     def __init__(self, settings: Prepare) -> None:
-        self._key = settings.seed.to_bytes(16, "little", signed=True)
+        self._key = seed_key(settings.seed)
         self._max_characters = settings.max_characters
         self._columns: list[Any] = [[] for _ in SCHEMA]
         self.rows = self._characters = 0
@@ -207,11 +212,6 @@ class _Pending:
         self._columns = [[] for _ in SCHEMA]
         self.rows = self._characters = 0
         return pa.Table.from_arrays(arrays, schema=SCHEMA)
-
-
-def keyed_hash(text: str, key: bytes) -> int:
-    """64 bits of `text` under a key: BLAKE2b."""
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8, key=key).digest(), "little")
 
 
 def rejection(text: object, max_characters: int) -> str | None:

@@ -16,14 +16,17 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from leaf.errors import LeafError
+from leaf.errors import LeafError, first_line
+from leaf.parquet import open_parquet
 from leaf.recipe import TextSource
 
 #: Rows decoded at a time. Documents can be long, so this is well below Parquet's default.
 BATCH_ROWS = 4096
+#: Characters that are passed on at a time: a batch of long documents is cut here.
+BATCH_CHARACTERS = 1 << 23
 
+TEXT_FORMATS = (".jsonl", ".csv", ".tsv", ".txt")
 FORMATS = ".parquet, .jsonl, .csv, .tsv, .txt (the last four also as .gz), or a folder of .parquet"
 
 
@@ -58,7 +61,7 @@ def records(source: TextSource, path: Path) -> Iterator[Record]:
 
     Raises `LeafError` for a file that is damaged or lacks a column.
     """
-    with _readable(path):
+    with readable(path):
         suffix = _suffix(path)
         if suffix == ".parquet":
             yield from _parquet(source, path)
@@ -80,18 +83,20 @@ def num_rows(path: Path) -> int | None:
     """How many rows a file has, where its metadata say so."""
     if _suffix(path) != ".parquet":
         return None
-    with _readable(path), pq.ParquetFile(path) as file:
+    with readable(path), open_parquet(path) as file:
         return int(file.metadata.num_rows)
 
 
 def require(source: TextSource, where: object, present: Sequence[str]) -> list[str]:
-    """The columns that `source` reads, all of which are among `present`; else a `LeafError`."""
+    """The columns that `source` reads, each of which is `present` once; else a `LeafError`."""
     wanted = [source.column, *source.where]
     wanted += [source.source_column] if source.source_column else []
     wanted += [] if source.kind else [source.kind_column]
     for column in wanted:
-        if column in present:
+        if (count := list(present).count(column)) == 1:
             continue
+        if count:
+            raise LeafError(f"{where} has {count} columns '{column}'; rename all but the one that is meant")
         fix = "name the right column in the recipe"
         if column == source.kind_column and not source.kind:
             fix = 'say kind = "query" or kind = "document" in the recipe, or name the column in kind_column'
@@ -106,21 +111,17 @@ def rows_of(table: Any, columns: Sequence[str]) -> Iterator[dict[str, object]]:
     return (dict(zip(columns, row, strict=True)) for row in zip(*values, strict=True))
 
 
-def first_line(error: BaseException) -> str:
-    """What an error says, in one line."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
-
-
 def _suffix(path: Path) -> str:
     name = path.name.lower()
     suffix = Path(name.removesuffix(".gz")).suffix
-    if suffix not in (".jsonl", ".csv", ".tsv", ".txt") and not name.endswith(".parquet"):
+    if suffix not in TEXT_FORMATS and not name.endswith(".parquet"):
         raise LeafError(f"cannot read {path}: texts are read from {FORMATS}")
     return suffix
 
 
 @contextmanager
-def _readable(path: Path) -> Iterator[None]:
+def readable(path: Path) -> Iterator[None]:
+    """Whatever reading somebody's file stumbles over, as a `LeafError`."""
     try:
         yield
     except (OSError, EOFError, zlib.error, csv.Error, pa.ArrowException) as error:
@@ -128,7 +129,7 @@ def _readable(path: Path) -> Iterator[None]:
 
 
 def _parquet(source: TextSource, path: Path) -> Iterator[Record]:
-    with pq.ParquetFile(path) as file:
+    with open_parquet(path) as file:
         columns = require(source, path, file.schema_arrow.names)
         for batch in file.iter_batches(BATCH_ROWS, columns=columns):
             yield from rows_of(batch, columns)

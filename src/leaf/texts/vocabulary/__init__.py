@@ -11,7 +11,6 @@ word put before it ("ebb: the flow of the tide back out to sea").
 """
 
 import gzip
-import hashlib
 import io
 import json
 import re
@@ -24,15 +23,16 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from leaf.errors import LeafError
-from leaf.files import atomic_path
+from leaf.files import atomic_path, digest
 from leaf.progress import progress
 from leaf.recipe import TextSource
 from leaf.service import Pace
+from leaf.texts.sampling import keyed_hash, seed_key
 from leaf.texts.sources import read
 from leaf.texts.vocabulary.chat import Chat
 from leaf.texts.vocabulary.definitions import PLACEHOLDER, buy
 from leaf.texts.vocabulary.journal import Journal
-from leaf.texts.vocabulary.shelf import Shelf, digest
+from leaf.texts.vocabulary.shelf import Shelf
 
 PROMPT = Path(__file__).with_name("prompt.txt")
 #: Longer than any word: who gives a file of texts should hear of it before it is paid for.
@@ -114,16 +114,20 @@ def synthesise(
         "timeout": timeout,
         "limit": limit,
         "max_output": max_output,
+        "requests_per_minute": requests_per_minute,
+        "tokens_per_minute": tokens_per_minute,
     }
     if wrong := [name for name, value in positive.items() if value is not None and value <= 0]:
         raise LeafError(f"{wrong[0]} is {positive[wrong[0]]}; expected more than 0")
+    if min(price_in or 0, price_out or 0) < 0:
+        raise LeafError(f"prices are {price_in} and {price_out}; expected 0 or more")
     if (price_in is None) != (price_out is None) or (max_cost is not None and price_in is None):
         raise LeafError("a cost needs both prices, in US dollars for a million tokens; give --price-in and --price-out")
     prices = None if price_in is None or price_out is None else (price_in / 1e6, price_out / 1e6)
     template = _template(prompt or PROMPT)
     asked, duplicates, blanks = _words(words, column, seed)
     asked = asked if limit is None else _sample(asked, limit, seed)
-    settings = {"model": model, "prompt": digest(template), "temperature": temperature}
+    settings = {"model": model, "prompt": digest(template)[:16], "temperature": temperature}
     with _alone(out), Journal(_journal_path(out), settings) as journal:
         shelf = Shelf(journal, prices, max_cost)
         if not shelf.is_finished(out, asked):
@@ -182,8 +186,8 @@ def _words(source: str | Path, column: str, seed: int) -> tuple[list[str], int, 
 
 def _sample(words: list[str], size: int, seed: int) -> list[str]:
     """`size` of the words, in their order: those with the lowest keyed hashes."""
-    key = seed.to_bytes(16, "little", signed=True)
-    chosen = set(sorted(words, key=lambda word: hashlib.blake2b(word.encode(), digest_size=8, key=key).digest())[:size])
+    key = seed_key(seed)
+    chosen = set(sorted(words, key=lambda word: keyed_hash(word, key))[:size])
     return [word for word in words if word in chosen]
 
 

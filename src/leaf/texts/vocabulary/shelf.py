@@ -1,13 +1,12 @@
 """The definitions that were bought: all of them in a journal on disk, here which words have them and what they took."""
 
-import hashlib
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from leaf.files import quick_digest
+from leaf.files import digest, quick_digest
 from leaf.service import Budget
 from leaf.texts.vocabulary.chat import Usage
 from leaf.texts.vocabulary.journal import Journal
@@ -73,21 +72,13 @@ class Shelf:
 
     def is_finished(self, out: Path, words: Sequence[str]) -> bool:
         """Whether `out` is what these words gave."""
-        return out.is_file() and self._end == [digest(*words), quick_digest(out)]
+        return out.is_file() and self._end == [digest(words), quick_digest(out)]
 
     def finish(self, out: Path, words: Sequence[str]) -> None:
         """Notes that `out` is what these words gave."""
-        self._journal.append({"finished": [digest(*words), quick_digest(out)]})
+        self._journal.append({"finished": [digest(words), quick_digest(out)]})
 
     def _count(self, record: Mapping[str, Any], usage: Usage) -> None:
         self.finished |= dict.fromkeys(record.get("rejected", {}), 0)
         self.finished |= {word: len(said) for word, said in record.get("done", {}).items()}
         self.usage.add(usage)
-
-
-def digest(*texts: str) -> str:
-    """16 hex digits of SHA-256 that tell lists of texts apart."""
-    content = hashlib.sha256()
-    for text in texts:
-        content.update(text.encode() + b"\0")
-    return content.hexdigest()[:16]
