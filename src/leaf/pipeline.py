@@ -106,7 +106,8 @@ class Pipeline:
         share: tuple[int, int] = (0, 1),
     ) -> None:
         if max_cost is not None and not recipe.teacher.is_api:
-            raise LeafError(f"--max-cost is for a teacher behind an API, and {recipe.teacher.model} is none; leave it out")
+            model = recipe.teacher.model
+            raise LeafError(f"--max-cost is for a teacher behind an API, and {model} is none; leave it out")
         if max_cost is not None and recipe.teacher.api.price is None:
             raise LeafError("--max-cost needs teacher.api.price, US dollars for a million tokens; set it in the recipe")
         self.written, self.recipe = recipe, expand(recipe)  # the folder keeps the one that a person wrote

@@ -447,8 +447,8 @@ class Recipe(Section):
         for field in ("max_length", "revision"):
             if self.teacher.is_remote and getattr(self.teacher, field) is not None:
                 raise ValueError(
-                    f"teacher.{field} is for a model with weights, and of {self.teacher.model} there are none; leave it "
-                    "out (an API's texts are cut with teacher.api.characters)"
+                    f"teacher.{field} is for a model with weights, and of {self.teacher.model} there are none; leave "
+                    "it out (an API's texts are cut with teacher.api.characters)"
                 )
         if self.teacher.api != Api() and not self.teacher.is_api:
             raise ValueError(
