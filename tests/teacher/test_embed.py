@@ -5,6 +5,7 @@ import sys
 import threading
 import time
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pyarrow as pa
@@ -261,6 +262,15 @@ def test_the_identity_changes_with_everything_that_changes_a_vector(teacher_fold
     }
     for field, other in changed.items():
         assert other[field] != known[field], field
+
+
+def test_threads_that_share_an_encoder_do_not_spoil_each_others_vectors(teacher_folder):
+    encoder = SentenceTransformerEncoder(str(teacher_folder))
+    some = [sentences(20, seed=seed) for seed in range(24)]
+    expected = [encoder.encode_document(texts) for texts in some]
+    with ThreadPoolExecutor(8) as pool:
+        for one, other in zip(expected, pool.map(encoder.encode_document, some), strict=True):
+            np.testing.assert_allclose(other, one, atol=1e-6)
 
 
 def test_weights_are_told_apart_below_a_folder_of_any_name(teacher_folder, bert, tmp_path):

@@ -3,6 +3,7 @@
 A plain Transformers folder is loaded as Sentence Transformers does it, with mean pooling.
 """
 
+import threading
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -36,7 +37,8 @@ class SentenceTransformerEncoder:
 
     `prompts` overrides the model's own, `max_length` (tokens) shortens it. Weights are float32 whatever the checkpoint
     stores (transformers 5 would compute a float16 checkpoint in float16, even on a CPU); with `compute_dtype`
-    "bfloat16" only the matrix products are rounded, and pooling and norm are not.
+    "bfloat16" only the matrix products are rounded, and pooling and norm are not. May be called from many threads, one
+    call at a time.
     Raises `LeafError` when there is no such model, or no hub to fetch it from.
     """
 
@@ -65,6 +67,7 @@ class SentenceTransformerEncoder:
         }
         self.compute_dtype = compute_dtype
         self._packed: dict[torch.dtype, PackedPass | None] = {}
+        self._one_call = threading.Lock()  # the packed pass changes how the model attends while it runs
         self.dim = _dimension(self.model)
         # Sentence Transformers' own default is the cosine.
         self.similarity: Literal["cosine", "dot"] = "dot" if self.model.similarity_fn_name == "dot" else "cosine"
@@ -125,8 +128,12 @@ class SentenceTransformerEncoder:
         self, texts: Sequence[str], role: Role, *, batch_size: int = 32, advance: Advance | None = None
     ) -> Vectors:
         """Vectors of texts in one role, float32 `[n, dim]`; `advance` hears of every finished chunk."""
-        if (packed := self._packed_pass()) is not None and len(texts) > 0:
-            return packed.encode(texts, role, advance)
+        with self._one_call:
+            if (packed := self._packed_pass()) is not None and len(texts) > 0:
+                return packed.encode(texts, role, advance)
+            return self._encode(texts, role, batch_size, advance)
+
+    def _encode(self, texts: Sequence[str], role: Role, batch_size: int, advance: Advance | None) -> Vectors:
         vectors = np.empty((len(texts), self.dim), dtype=np.float32)
         # Longest first: padding is least among neighbours, and a batch that does not fit in memory fails at once.
         order = sorted(range(len(texts)), key=lambda row: -len(texts[row]))
