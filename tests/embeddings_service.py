@@ -21,8 +21,9 @@ class Embeddings:
     """Guarantees: a vector depends on the text, the input type that was told and `model` alone, but for `noise`, which
     differs from call to call; unit length unless `scale` says otherwise; a token is four bytes, and one for each text.
 
-    What a test may change while it runs: `model` (another one answers, under the old name unless `tells` says so),
-    `lists` (numbers instead of base64), `shuffled`, `edit` (the last word on an answer)."""
+    What a test may change while it runs: `model` (another one answers, under the old name unless `tells` says so; of
+    `near`, vectors have cosines of 0.96 to those of `true`), `lists` (numbers instead of base64), `shuffled`, `edit`
+    (the last word on an answer)."""
 
     def __init__(self, dim=8, model="true", noise=0.0, scale=1.0):
         self.dim, self.model, self.noise, self.scale = dim, model, noise, scale
@@ -35,9 +36,17 @@ class Embeddings:
         self._lock = threading.Lock()
 
     def vector(self, text, input_type=""):
-        seed = hashlib.sha256(f"{self.model}|{input_type}|{text}".encode()).digest()[:8]
-        vector = np.random.default_rng(int.from_bytes(seed, "little")).normal(size=self.dim)
+        vector = self._direction("true" if self.model == "near" else self.model, text, input_type)
+        if self.model == "near":  # 0.3 at a right angle
+            away = self._direction("other", text, input_type)
+            away -= (away @ vector) * vector
+            vector += 0.3 * away / np.linalg.norm(away)
         return (vector * self.scale / np.linalg.norm(vector)).astype(np.float32)
+
+    def _direction(self, model, text, input_type):
+        seed = hashlib.sha256(f"{model}|{input_type}|{text}".encode()).digest()[:8]
+        vector = np.random.default_rng(int.from_bytes(seed, "little")).normal(size=self.dim)
+        return vector / np.linalg.norm(vector)
 
     def vectors(self, texts, input_type=""):
         return np.stack([self.vector(text, input_type) for text in texts])

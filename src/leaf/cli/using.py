@@ -29,7 +29,7 @@ class Timed(StrEnum):
 @app.command(rich_help_panel="Models")
 def encode(
     model: Annotated[
-        str, typer.Argument(metavar="MODEL", help="Model folder, hub id, ONNX file or the URL of a server.")
+        str, typer.Argument(metavar="MODEL", help="Model folder, hub id, ONNX file, URL of a server, or openai:MODEL.")
     ],
     files: Annotated[list[Path], typer.Argument(metavar="FILE…", help="UTF-8 text, one text per line.")],
     role: Annotated[As, typer.Option("--as", help="Which prompt to use.")] = As.query,

@@ -92,7 +92,8 @@ class ApiTeacher:
     def dim(self) -> int:
         """Width of the vectors; asks for the canaries where the store is new."""
         with self._one_call:
-            self._buyer.facts = self._buyer.facts or self._store.facts()
+            if not self._buyer.facts:
+                self._buyer.learn()  # another process may have been first
             if not self._buyer.facts:
                 with self._buying():
                     pass  # that begins with the canaries
@@ -185,7 +186,7 @@ class ApiTeacher:
     def _look(self) -> None:
         """Encodes the canaries: keeps their vectors if the store is new, compares them if it is not."""
         self._looked = None
-        self._buyer.facts = self._store.facts()
+        self._buyer.learn()
         known, before = self._store.canaries()
         size = self._buyer.batch_texts
         answers = [
@@ -199,7 +200,7 @@ class ApiTeacher:
         if before is None:
             unit = bool((abs(np.linalg.norm(now, axis=1) - 1) <= UNIT_NORM_TOLERANCE).all())
             self._store.begin(CANARIES, now, dim=now.shape[1], unit=unit, answered_as=self._buyer.answered_as)
-            self._buyer.facts = self._store.facts()
+            self._buyer.learn()
         elif (changed := drift(before, now)) is not None:
             count = self._store.set_aside()
             raise Halt(

@@ -3,6 +3,7 @@ the answer can be believed.
 """
 
 import hashlib
+import itertools
 import shutil
 import threading
 import time
@@ -11,11 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from leaf.encoder import Role, Vectors
+from leaf.encoder import Role, Vectors, row_cosines
 from leaf.errors import Halt, LeafError
 from leaf.progress import say
 from leaf.recipe import Api
 from leaf.service import Again, Budget, Pace, Refused, Service
+from leaf.teacher.drift import MIN_WITNESS_COSINE
 from leaf.teacher.paid import PaidVectors, Purchase
 from leaf.teacher.providers import provider_of, request_limits, tokens_of, too_much, vectors_of
 from leaf.vector_files import UNIT_NORM_TOLERANCE
@@ -54,7 +56,9 @@ class Buyer:
     """Asks one model for vectors, within a budget. May be called from many threads once it is `ready`.
 
     Everything that can be checked about an answer is: the number of vectors and their order, that they are finite,
-    their width and length, and the name of the model that answered. Raises `LeafError` for a ceiling without a price.
+    their width and length, the name of the model that answered, and the vector of a *witness*: a canary that goes along
+    with the texts, another one each time. While a model is replaced, old and new may take turns to answer, and a look
+    now and then could meet the old one alone. Raises `LeafError` for a ceiling without a price.
     """
 
     def __init__(self, model: str, settings: Api, store: PaidVectors, run: str, max_cost: float | None) -> None:
@@ -70,13 +74,24 @@ class Buyer:
         self._rates = {role: TokenRate(store.rates(role, TokenRate.LAST)) for role in roles}
         spent = store.spent(run)
         self._budget = Budget(max_cost, self.cost(spent["tokens"] + spent["lost"]))
-        self.facts = store.facts()
         self.answered_as: str | None = None
         self.asked = 0
         """Answered requests since the last good look at the canaries."""
         self._service: Service | None = None
         self._counting = threading.Lock()
         self._said = -SAY_INTERVAL
+        self.learn()
+
+    def learn(self) -> None:
+        """Takes over what the store knows of the model."""
+        self.facts = self.store.facts()
+        canaries, vectors = self.store.canaries()
+        known = [] if vectors is None else list(zip(canaries, vectors, strict=True))
+        self._witnesses = {
+            role: itertools.cycle([(text, vector) for (each, text), vector in known if each == role])
+            for role in self._rates
+        }
+        self._heaviest = max((_weight([text]) for _, text in canaries), default=0)
 
     def ready(self) -> None:
         """Sees that there is a key, and somebody to ask. Raises `LeafError` where not."""
@@ -128,21 +143,21 @@ class Buyer:
             )
 
     def batches(self, role: Role, wanted: Mapping[bytes, str]) -> Iterator[list[bytes]]:
-        """Keys of as many texts as a request may have; what is learned on the way counts for the next."""
+        """Keys of the texts of each request, with room for a witness; what one tells of tokens counts for the next."""
         batch: list[bytes] = []
-        weight = 0
+        weight = self._heaviest
         for key, text in wanted.items():
             weight += _weight([text])
-            if batch and (len(batch) >= self.batch_texts or self._rates[role].most(weight) > self._batch_tokens):
+            if batch and (len(batch) >= self.batch_texts - 1 or self._rates[role].most(weight) > self._batch_tokens):
                 yield batch
-                batch, weight = [], _weight([text])
+                batch, weight = [], self._heaviest + _weight([text])
             batch.append(key)
         if batch:
             yield batch
 
     def reserve(self, role: Role, texts: Sequence[str]) -> float:
         """Sets aside what these texts may cost, and returns it. Raises `OverBudget`."""
-        cost = self.cost(self._rates[role].most(_weight(texts)))
+        cost = self.cost(self._rates[role].most(self._heaviest + _weight(texts)))
         self._budget.reserve(cost)
         return cost
 
@@ -156,18 +171,21 @@ class Buyer:
     ) -> Vectors:
         """The vectors of one request's texts, float32 `[n, dim]`; they are in the store, under `keys`, on return.
 
-        Without `keys` (the canaries) only what they cost is. `reserved` was set aside for them; None does it here.
-        Once `stop` is set, no further try begins. What a service finds too much is asked for in halves.
+        Without `keys` (the canaries) only what they cost is, and there is no witness. `reserved` was set aside for
+        them; None does it here. Once `stop` is set, no further try begins. What a service finds too much is asked for
+        in halves.
         """
         assert self._service is not None
         reserved = self.reserve(role, texts) if reserved is None else reserved
-        weight = _weight(texts)
+        witness, expected = next(self._witnesses[role]) if keys and len(texts) < self.batch_texts else (None, None)
+        sent = [*texts, witness] if witness is not None else [*texts]
+        weight = _weight(sent)
         most, tries, lost = self._rates[role].most(weight), 0, 0
         vectors = np.empty((0, 0), dtype=np.float32)
 
         def check(answer: Any) -> None:
             nonlocal vectors
-            vectors = vectors_of(answer, len(texts))
+            vectors = vectors_of(answer, len(sent))
 
         def failed(error: Again) -> None:
             nonlocal tries, lost, reserved
@@ -178,12 +196,10 @@ class Buyer:
                 reserved = 0.0
                 reserved = self.reserve(role, texts)
 
-        body = self.provider.body(self._model, texts, self.settings.dimensions, self.input_types.get(role))
-        expected = self._rates[role].mean(weight)
+        body = self.provider.body(self._model, sent, self.settings.dimensions, self.input_types.get(role))
+        mean = self._rates[role].mean(weight)
         try:
-            answer = self._service.post(
-                self.provider.path, body, tokens=expected, check=check, failed=failed, stop=stop
-            )
+            answer = self._service.post(self.provider.path, body, tokens=mean, check=check, failed=failed, stop=stop)
         except LeafError as error:
             self._budget.settle(reserved, 0.0)
             if lost:
@@ -191,12 +207,13 @@ class Buyer:
             if isinstance(error, Refused):
                 return self._ask_less(error, role, texts, keys, stop)
             raise
-        tokens = tokens_of(answer) or expected
+        tokens = tokens_of(answer) or mean
         self._budget.settle(reserved, self.cost(tokens))
         with self._counting:
             self._rates[role].learn(weight, tokens)
             self.asked += 1
-        wrong = self._wrong(vectors, answer.get("model"))
+        wrong = self._wrong(vectors, answer.get("model"), expected)
+        vectors = vectors[: len(texts)]
         purchase = Purchase(self.run, role, weight, tokens, lost, tries + 1)
         self.store.add(purchase, *((keys, vectors) if keys and not wrong else ()))
         if wrong:
@@ -222,8 +239,11 @@ class Buyer:
         parts = (slice(None, half), slice(half, None))
         return np.concatenate([self.ask(role, texts[part], keys[part], stop=stop) for part in parts])
 
-    def _wrong(self, vectors: Vectors, answered_as: str | None) -> str | None:
-        """What makes an answer one of another model than the store's; None where nothing does."""
+    def _wrong(self, vectors: Vectors, answered_as: str | None, witness: Vectors | None) -> str | None:
+        """What makes an answer one of another model than the store's; None where nothing does.
+
+        `witness` is what the last vector should be.
+        """
         before = self.facts.get("answered_as")
         if before and answered_as and answered_as != before:
             return f"answered as {answered_as}, before as {before}"
@@ -233,6 +253,8 @@ class Buyer:
         off = abs(np.linalg.norm(vectors, axis=1) - 1)
         if self.facts.get("unit") and (off > UNIT_NORM_TOLERANCE).any():
             return f"answered a vector whose length is {off.max():.4f} off 1, which all lengths before were"
+        if witness is not None and (cosine := row_cosines(vectors[-1:], witness[None])[0]) < MIN_WITNESS_COSINE:
+            return f"answered a text that never changes with a vector of cosine {cosine:.4f} to what it had"
         self.answered_as = answered_as
         return None
 
