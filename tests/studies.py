@@ -6,9 +6,11 @@ import statistics
 from pathlib import Path
 from typing import Any
 
+from leaf.evaluation.adaptation import Change
 from leaf.evaluation.curves import Curves, Summary
 from leaf.evaluation.records import Score
 from leaf.evaluation.statistics import Interval
+from leaf.report import adaptation
 from leaf.report import margin as margins
 from leaf.report import sweep as sweeps
 from leaf.report.curves import curves_caption, curves_table
@@ -197,6 +199,17 @@ def served() -> str:
         f"cores: {record['answers']:,} answers by {record['model']}, {errors} errors, "
         f"{record['answers_per_second']:.0f} a second, median {latency['p50']:.0f} ms, 99th percentile "
         f"{latency['p99']:.0f} ms (`python -m leaf.runtime.load`).\n"
+    )
+
+
+def adapted() -> str:
+    """What adapting a student changed."""
+    report = json.loads((ROOT / "results" / "adapting" / "report.json").read_text(encoding="utf-8"))
+    changes = [Change.from_json(each) for each in report["adaptation"]["student"]]
+    teacher = ", ".join(f"{name} {100 * value:.1f}" for name, value in report["teacher"]["scores"].items())
+    return (
+        f"{markdown_table(adaptation.error_table(changes))}\n{markdown_table(adaptation.score_table(changes))}\n"
+        f"nDCG@10; the teacher's: {teacher}. Intervals of 95 %.\n"
     )
 
 

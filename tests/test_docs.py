@@ -165,6 +165,7 @@ BLOCKS = [
     (EVALUATION, "margin", studies.margin),
     (DEPLOYMENT, "export", studies.exports),
     (DEPLOYMENT, "serve", studies.served),
+    (ROOT / "docs" / "guides" / "adapting.md", "adapting", studies.adapted),
     *((SWEEPS, name, functools.partial(studies.sweep, name)) for name in SWEPT),
 ]
 
