@@ -280,8 +280,7 @@ def weights(out) -> dict[str, torch.Tensor]:
 
 #: A file whose appearance says where the run is, and how long to wait then, in seconds.
 MOMENTS = (
-    ("embeddings/*/part-00000.parquet", 0.0),
-    ("embeddings/*/part-00004.parquet", 0.01),
+    ("embeddings/*/part-00004.parquet", 0.0),
     ("checkpoints/student-table/resume.pt", 0.05),
     ("checkpoints/student-2l/resume.pt", 0.0),
     ("checkpoints/student-2l/resume.pt", 0.3),

@@ -224,6 +224,7 @@ def test_a_shard_that_workers_die_of_stops_the_run_and_is_named(cluster, texts, 
     assert {shard_name(0), shard_name(1)} <= parts(tmp_path).keys()
 
 
+@pytest.mark.slow
 def test_what_workers_say_is_wrong_arrives_as_the_same_line(cluster, texts, counted, tmp_path, monkeypatch):
     def run(worker, texts=texts, key=counted.key):
         monkeypatch.setattr(module, "Worker", worker)
@@ -247,6 +248,7 @@ def test_what_workers_say_is_wrong_arrives_as_the_same_line(cluster, texts, coun
 
 
 @pytest.mark.usefixtures("cluster")
+@pytest.mark.slow
 def test_a_cluster_of_this_machine_is_started_and_leaves_no_process_behind(texts, counted, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "Worker", Counting)
     before = set(psutil.Process().children(recursive=True))

@@ -86,6 +86,7 @@ def test_an_unknown_package_is_named() -> None:
         list(entries(["no_such_package"]))
 
 
+@pytest.mark.slow
 def test_the_demo_packages_give_enough_texts_and_pairs() -> None:
     found = list(entries(PACKAGES))
     names = [entry.name for entry in found]
