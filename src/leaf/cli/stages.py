@@ -51,7 +51,7 @@ class Dtype(StrEnum):
 
 @verb(Run, Training, Spending)
 def distill(options: Any) -> None:
-    """Every stage: texts, teacher vectors, students, scores, report. Run again, it goes on where it stopped."""
+    """Every stage: texts, teacher vectors, students, scores, ONNX files, report. Run again, it goes on."""
     _train(options, lambda pipeline: pipeline.distill(), print_report)
 
 

@@ -9,7 +9,6 @@ They are saved as Sentence Transformers folders and exported like any student, s
 the same runtime.
 """
 
-import os
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -18,7 +17,7 @@ from pathlib import Path
 from typing import Literal
 
 from leaf.errors import LeafError
-from leaf.files import digest, file_digest
+from leaf.files import digest, file_digest, user_cache
 from leaf.progress import say
 from leaf.provenance import versions
 from leaf.runtime.artifact import FILES, FOLDER
@@ -86,10 +85,7 @@ def _folder(name: str, tokenizer: Path) -> Path:
     sources = [here, here.with_name("synthetic.py"), *sorted((here.parent.parent / "export").glob("*.py"))]
     code = [file_digest(path) for path in sources]
     key = digest([asdict(architecture(name)), file_digest(tokenizer), code, versions()])
-    root = Path(
-        os.environ.get("LEAF_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "leaf"
-    )
-    return root / "shapes" / f"{name}-{key[:16]}"
+    return user_cache() / "shapes" / f"{name}-{key[:16]}"
 
 
 def _export(name: str, tokenizer: Path, folder: Path, precisions: Sequence[str]) -> None:
