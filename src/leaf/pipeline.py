@@ -1,4 +1,4 @@
-"""The stages of a run, in order: texts → embeddings → students → scores → ONNX files → report.
+"""The stages of a run, in order: texts → embeddings → students → scores → ONNX files → index → report.
 
     leaf.distill("demo", out="runs/demo")
 
@@ -150,6 +150,7 @@ class Pipeline:
         self.train()
         self.evaluate()
         self._export_if_possible()
+        self.index()
         return self.report()
 
     def _export_if_possible(self) -> None:
@@ -340,7 +341,7 @@ class Pipeline:
         first = read_shard(self.run.folder / "texts" / texts["shards"][0]["file"])
         every = max(1, len(first.texts) // NUM_CALIBRATION)  # a shard may hold its sources one after the other
         calibration = Texts(first.texts[::every], first.kinds[::every])
-        return {
+        manifests = {
             student.name: export_student(
                 self.run.folder / student.name,
                 self.recipe.export.precisions,
@@ -349,6 +350,43 @@ class Pipeline:
             )
             for student in self.recipe.students
         }
+        self._measure_exported(manifests)
+        return manifests
+
+    def index(self) -> dict[str, Any] | None:
+        """Indexes the run's documents with the vectors that are there; None where the recipe asks for no index."""
+        self._alone("index")
+        if self.recipe.index is None:
+            return None
+        manifests = {student.name: self._finished(student.name) for student in self.recipe.students}
+        embeddings, texts = self._embed_stage.manifest, self._finished("texts")
+        assert embeddings is not None, "students are trained after the teacher pass"
+        stage = self.run.stage(
+            "index",
+            {
+                "embeddings": embeddings["fingerprint"],
+                "students": list(manifests),
+                "index": self.recipe.index.model_dump(mode="json"),
+            },
+        )
+        manifest = read_manifest(stage.folder)
+        if manifest is not None and manifest["fingerprint"] == stage.fingerprint:
+            return manifest
+        shutil.rmtree(stage.folder, ignore_errors=True)
+        from leaf.indexing import index_run
+
+        return stage.close(
+            **index_run(
+                stage.folder,
+                self.recipe,
+                [
+                    (self.run.folder / "texts" / each["file"], self._embed_stage.folder / each["file"])
+                    for each in _shards(texts)
+                ],
+                # Whoever has most layers asks by default.
+                [self.run.folder / name for name in sorted(manifests, key=lambda name: -manifests[name]["layers"])],
+            )
+        )
 
     def report(self) -> dict[str, Any]:
         """Writes report.md, report.html, report.json, the figures and every student's model card."""
@@ -673,10 +711,23 @@ class Pipeline:
             use_bfloat16_where_exact([encoder], self._held_out().texts)
         return encoder
 
+    def _measure_exported(self, manifests: dict[str, dict[str, Any]]) -> None:
+        from leaf.exported import measure_exported
+
+        try:
+            loaded = [each for path in self.recipe.evaluate.data for each in datasets.load_all(self._data_path(path))]
+            cache, queries = self.run.folder / "embeddings" / "evaluation", self._timed_queries()[:TIMED_QUERIES]
+            measure_exported(self.run.folder, manifests, loaded, lambda: self.teacher, queries, cache)
+        except LeafError as error:  # the files are there, and each was compared with its student
+            say(f"ONNX files are not scored: {error}")
+
+    def _timed_queries(self) -> list[str]:
+        shard = self._held_out()
+        return [text for text, kind in zip(shard.texts, shard.kinds, strict=True) if kind == "query"] or shard.texts
+
     def _time_queries(self, students: dict[str, Encoder]) -> None:
         """One record per encoder in `speed/`: the teacher's latency beside each student's, on the held-out queries."""
-        shard = self._held_out()
-        queries = [text for text, kind in zip(shard.texts, shard.kinds, strict=True) if kind == "query"] or shard.texts
+        queries = self._timed_queries()
         say(f"timing {TIMED_QUERIES} queries, one at a time")
         if isinstance(self.teacher, SentenceTransformerEncoder):  # any other would show its network, or a disk
             students = {"teacher": self.teacher, **students}

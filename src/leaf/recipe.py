@@ -355,6 +355,15 @@ class Export(Section):
     """What weights are stored as, a file each; [] writes none. `q8-portable` is for x86 CPUs without VNNI."""
 
 
+class Index(Section):
+    """An index of the run's own documents, with the vectors that training has bought; `leaf search` asks it."""
+
+    precision: Literal["float32", "float16", "int8", "binary"] = "int8"
+    """What is searched first; the best are ranked by the vectors as they were bought, in float16 at least."""
+    truncate_dim: Annotated[int, Field(ge=1)] | None = None
+    """Leading dimensions that are kept; None keeps all."""
+
+
 class Sweep(Section):
     """Variants of one student, for `leaf sweep`: every combination of the values in `grid`, times every case."""
 
@@ -408,6 +417,8 @@ class Recipe(Section):
     train: Train = Train()
     evaluate: Evaluate = Evaluate()
     export: Export = Export()
+    index: Index | None = None
+    """`[index]`, empty or not, makes one; without it there is none."""
     sweep: Sweep | None = None
     """Variants of one student instead of the students as they are; see `leaf.sweep`."""
 
@@ -592,7 +603,7 @@ def _explain(error: Any) -> str:
 def _section_at(location: Sequence[str]) -> type[Section] | None:
     sections: dict[str, type[Section]] = {
         "teacher": Teacher, "student": Student, "students": Student, "texts": TextSource,
-        "prepare": Prepare, "train": Train, "evaluate": Evaluate, "export": Export, "sweep": Sweep,
+        "prepare": Prepare, "train": Train, "evaluate": Evaluate, "export": Export, "index": Index, "sweep": Sweep,
     }  # fmt: skip
     inside: dict[str, type[Section]] = {"api": Api, "vectors": OwnedVectors, "about": About}
     if not location:

@@ -115,7 +115,7 @@ class Run:
             return None
         known, wanted = (each.model_dump(mode="json") for each in (Recipe.load(path), recipe))
         teacher = {**known["teacher"], "api": wanted["teacher"]["api"]}
-        known |= {"evaluate": wanted["evaluate"], "export": wanted["export"], "teacher": teacher}
+        known |= {each: wanted[each] for each in ("evaluate", "export", "index")} | {"teacher": teacher}
         return None if known == wanted else difference(known, wanted)
 
     def finished_texts(self, recipe: Recipe) -> dict[str, Any] | None:

@@ -3,6 +3,7 @@
 common.py    the app, options that verbs share, tables
 stages.py    a recipe, stage by stage: distill, texts, embed, train, sweep, evaluate, export, report, plan
 printing.py  what these have to show
+searching.py an index and questions to it: index, search
 using.py     models as they are: encode, verify, serve, speed, recipes
 """
 
@@ -15,11 +16,11 @@ from typing import Annotated
 import typer
 
 import leaf
-from leaf.cli import stages, using
+from leaf.cli import searching, stages, using
 from leaf.cli.common import app
 from leaf.errors import LeafError, Stopped
 
-__all__ = ["app", "main", "stages", "using"]
+__all__ = ["app", "main", "searching", "stages", "using"]
 
 
 #: Exit code of a program that an interrupt (signal 2) ended.
@@ -34,6 +35,8 @@ EXTRAS = {
     "datasets": "hub",
     "ray": "cluster",
     "psycopg": "postgres",
+    **dict.fromkeys(("pymongo", "bson"), "mongodb"),
+    "usearch": "search",
     "matplotlib": "plot",
 }
 

@@ -4,6 +4,7 @@ import inspect
 import json
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from enum import StrEnum
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Annotated, Any
@@ -49,6 +50,14 @@ Set = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="TABLE.FIELD=VALUE", help="Change one setting; repeatable."),
 ]
+
+
+class Dtype(StrEnum):
+    """What encoders compute in."""
+
+    auto = "auto"
+    float32 = "float32"
+    bfloat16 = "bfloat16"
 
 
 class Changes:
@@ -108,7 +117,9 @@ class Spending:
     ] = None
 
 
-def verb(*groups: type, name: str | None = None) -> Callable[[Callable[[Any], None]], Callable[[Any], None]]:
+def verb(
+    *groups: type, name: str | None = None, panel: str = "A recipe"
+) -> Callable[[Callable[[Any], None]], Callable[[Any], None]]:
     """Makes a verb of a function of one namespace, which has the options of all `groups` as its attributes.
 
     So an option that several verbs have is written once. What comes first has no default.
@@ -127,7 +138,7 @@ def verb(*groups: type, name: str | None = None) -> Callable[[Callable[[Any], No
                     parameters[option] = inspect.Parameter(option, kind, default=default, annotation=annotation)
         command.__signature__ = inspect.Signature(list(parameters.values()))  # type: ignore[attr-defined]
         command.__annotations__ = {option: each.annotation for option, each in parameters.items()}
-        app.command(name or function.__name__, help=function.__doc__, rich_help_panel="A recipe")(command)
+        app.command(name or function.__name__, help=function.__doc__, rich_help_panel=panel)(command)
         return function
 
     return register

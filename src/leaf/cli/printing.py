@@ -1,12 +1,16 @@
 """What the stages of a recipe have to show to people: their manifests and records as tables."""
 
+import importlib.util
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from leaf.cli.common import stdout, table_of
+from leaf.errors import LeafError
 
 if TYPE_CHECKING:
     from leaf.evaluation.records import Score
+    from leaf.evaluation.statistics import Interval
     from leaf.evaluation.suite import Measured
 
 NOTE = (
@@ -126,6 +130,38 @@ def print_scores(scores: "Sequence[Score]") -> None:
         print_table(rows, stdout)
     if teachers:
         stdout.print(NOTE, style="dim", soft_wrap=True)
+
+
+def check_figure(path: Path) -> None:
+    """Raises `LeafError` for a figure that could not be written, before anything is measured for it."""
+    if path.suffix != ".svg":
+        raise LeafError(f"--figure {path} is no .svg, which is what is drawn; give FILE.svg")
+    if importlib.util.find_spec("matplotlib") is None:
+        raise LeafError("--figure needs matplotlib; pip install 'leaf[plot]'")
+
+
+def draw_points(
+    kept: "Mapping[str, Interval | None]", latencies: Mapping[str, Mapping[str, Any]], path: Path, *, quiet: bool
+) -> None:
+    """Draws quality against the time of a query into `path`, and unless it is to be quiet, prints the same table."""
+    from leaf.files import write_text
+    from leaf.provenance import hardware
+    from leaf.report import ladder
+    from leaf.report.summary import print_table
+
+    found = ladder.points(kept, latencies)
+    timed = next(iter(latencies.values()))
+    where = ladder.machine({**hardware(), **timed})
+    figure = ladder.draw_ladder(found, where)
+    if figure is None:
+        raise LeafError(f"{path}: a figure needs two encoders; give --queries STUDENT beside the teacher")
+    write_text(path, figure.svg)
+    if not quiet:
+        stdout.print()
+        print_table(ladder.ladder_table(found), stdout)
+        for sentence in ladder.caption(found, where):
+            stdout.print(sentence, style="dim", soft_wrap=True)
+        stdout.print(str(path), soft_wrap=True)
 
 
 def print_exported(manifests: Mapping[str, Mapping[str, Any]]) -> None:

@@ -3,7 +3,6 @@
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,6 +11,7 @@ import typer
 from leaf.cli.common import (
     AsJson,
     Changes,
+    Dtype,
     Run,
     Spending,
     Training,
@@ -23,6 +23,8 @@ from leaf.cli.common import (
     verb,
 )
 from leaf.cli.printing import (
+    check_figure,
+    draw_points,
     print_alignments,
     print_exported,
     print_measured,
@@ -39,14 +41,6 @@ if TYPE_CHECKING:
     from leaf.compression import Precision
     from leaf.evaluation.records import Score
     from leaf.pipeline import Pipeline
-
-
-class Dtype(StrEnum):
-    """What encoders compute in."""
-
-    auto = "auto"
-    float32 = "float32"
-    bfloat16 = "bfloat16"
 
 
 @verb(Run, Training, Spending)
@@ -259,6 +253,12 @@ class Evaluation:
         list[Path] | None,
         typer.Option("--document-texts", metavar="FILE", help="With --alignment: a file of documents; repeatable."),
     ] = None
+    figure: Annotated[
+        Path | None,
+        typer.Option(
+            "--figure", metavar="FILE", help="Time a query with each encoder too, and draw quality against it: an .svg."
+        ),
+    ] = None
     mteb: Annotated[bool, typer.Option("--mteb", help="Score --data as mteb tasks; its results go to OUT/mteb.")] = (
         False
     )
@@ -285,6 +285,8 @@ def evaluate(options: Any) -> None:
         return
     if options.queries or options.documents or options.data or options.benchmark or options.alignment:
         raise LeafError("give either a RECIPE or --queries and --data, not both")
+    if options.figure:
+        raise LeafError("with a RECIPE the figure is in its report: `leaf export`, then `leaf report`")
     if options.mirror or options.truncate or options.precision or options.bm25 or options.mteb:
         raise LeafError("with a RECIPE these are its settings: --set evaluate.truncate=[256,128] and the like")
     with open_pipeline(options, max_cost=options.max_cost) as pipeline:
@@ -302,6 +304,8 @@ def _evaluate_models(options: Any) -> None:
     texts = options.query_texts or options.document_texts
     if not options.queries or not (options.data or options.benchmark or texts):
         raise LeafError("say what to evaluate: a RECIPE, or --queries MODEL and --data PATH (or --benchmark NAME)")
+    if options.figure and options.alignment:
+        raise LeafError("--figure draws scores, which --alignment has none of; leave one of them out")
     if texts and not options.alignment:
         raise LeafError("--query-texts and --document-texts have no judgements to score: they go with --alignment")
     if options.max_cost is not None:
@@ -330,11 +334,20 @@ def _evaluate_models(options: Any) -> None:
         truncate=numbers(options.truncate, "--truncate"),
         precisions=_precisions(options.precision),
     )
-    measured = scoring.score(models, data, suite, options.cache or user_cache() / "vectors", options.out)
+    if options.figure:
+        check_figure(options.figure)
+    cache = options.cache or user_cache() / "vectors"
+    measured = scoring.score(models, data, suite, cache, options.out, timed=options.figure is not None)
     if options.as_json:
         print_json(_without_evidence(measured.scores))
     else:
         print_measured(measured)
+    if options.figure:
+        from leaf.report.ladder import retention
+
+        timed = measured.latencies
+        kept = retention(measured.scores, {name: each["precision"] for name, each in timed.items()})
+        draw_points(kept, timed, options.figure, quiet=options.as_json)
 
 
 def _without_evidence(scores: "Sequence[Score]") -> list[dict[str, Any]]:

@@ -1,15 +1,19 @@
 """Models as they are: encode with them, serve them, time them, and see that they live in their space."""
 
 import json
+from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 import leaf
 from leaf.cli.common import AsJson, Device, Eager, NoCompile, app, numbers, print_json, stdout, table_of
 from leaf.errors import LeafError
+
+if TYPE_CHECKING:
+    from leaf.evaluation.statistics import Interval
 
 
 class As(StrEnum):
@@ -178,6 +182,14 @@ def speed(
         str | None, typer.Option("--tokenizer", metavar="MODEL", help="models: whose tokenizer `shape:` models get.")
     ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="models: fewer batch sizes and rounds.")] = False,
+    scores: Annotated[
+        Path | None,
+        typer.Option("--scores", metavar="DIR", help="models: their scores, from `leaf evaluate … --out DIR`."),
+    ] = None,
+    figure: Annotated[
+        Path | None,
+        typer.Option("--figure", metavar="FILE", help="models: draw --scores against the time of a query: an .svg."),
+    ] = None,
     batch_size: Annotated[int | None, typer.Option("--batch-size", min=1, help="train, embed. Default: 32.")] = None,
     layers: Annotated[int | None, typer.Option("--layers", min=1, help="train, embed. Default: 6 and 12.")] = None,
     dim: Annotated[int | None, typer.Option("--dim", min=1, help="train: of the targets. Default: 768.")] = None,
@@ -218,7 +230,7 @@ def speed(
         "models": {
             "--against": against, "--precision": precision, "--queries": queries, "--documents": documents,
             "--data": data, "--batch-sizes": batch_sizes, "--threads": threads, "--tokenizer": tokenizer,
-            "--quick": quick,
+            "--quick": quick, "--scores": scores, "--figure": figure,
         },
     }  # fmt: skip
     own = {kind} if kind == "models" else {kind, "both"}
@@ -229,11 +241,13 @@ def speed(
     if kind == "models":
         from leaf.speed import query
 
+        precisions = precision.split(",") if precision else []
+        kept = _retention(scores, figure, lambda: query.entered(what, against or [], precisions))
         record = query.time_models(
             what,
             query.read_texts(queries, documents, data),
             against=against or [],
-            precisions=precision.split(",") if precision else [],
+            precisions=precisions,
             tokenizer=tokenizer,
             threads=threads,
             plan=query.make_plan(numbers(batch_sizes, "--batch-sizes"), rounds, quick=quick),
@@ -262,6 +276,10 @@ def speed(
         print_json(record)
     else:
         _print_speed(record)
+    if figure is not None:
+        from leaf.cli.printing import draw_points
+
+        draw_points(kept, query.latencies(record), figure, quiet=as_json)
 
 
 @app.command(rich_help_panel="Models")
@@ -287,6 +305,23 @@ def recipes(
         students = ", ".join(student.name for student in recipe.students)
         table.add_row(name, recipe.teacher.name or recipe.teacher.model, students, recipe.description)
     stdout.print(table)
+
+
+def _retention(
+    folder: Path | None, figure: Path | None, models: Callable[[], dict[str, str | None]]
+) -> "dict[str, Interval | None]":
+    """What is to be drawn of the models beside their times, and that it can be, before anything is timed."""
+    if (folder is None) != (figure is None):
+        raise LeafError("--scores and --figure go together: DIR as `leaf evaluate … --out DIR` wrote it, and FILE.svg")
+    if folder is None or figure is None:
+        return {}
+    from leaf.cli.printing import check_figure
+    from leaf.evaluation import records
+    from leaf.exported import EXPORTED
+    from leaf.report.ladder import retention
+
+    check_figure(figure)
+    return retention([*records.read(folder), *records.read(folder / Path(EXPORTED).name)], models())
 
 
 def _lines(file: Path) -> list[str]:

@@ -1,0 +1,137 @@
+"""Making an index of files, or of another index: what `leaf index` does."""
+
+import itertools
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from leaf.encoder import Encoder
+from leaf.errors import LeafError
+from leaf.loading import load
+from leaf.progress import progress
+from leaf.search import store as stores
+from leaf.search.documents import DocumentFiles
+from leaf.search.index import Changes, Index
+from leaf.search.store import Stored
+from leaf.space import SPACE_FILE, Space
+
+Dtype = Literal["auto", "float32", "bfloat16"]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What an index is made of and how; for one that is there, what may change of it."""
+
+    model: str | None = None
+    """Who encodes documents; None: whoever made the index."""
+    precision: Stored | None = None
+    truncate_dim: int | None = None
+    queries: tuple[str, ...] = ()
+    """Who asks by default."""
+    batch_size: int = 32
+    dtype: Dtype = "auto"
+    """What a local model computes in; auto is bfloat16 where the hardware has it and vectors hardly move."""
+    device: str | None = None
+
+
+def index_files(
+    target: str, files: DocumentFiles, plan: Plan, *, table: str | None = None, prune: bool = False
+) -> Changes:
+    """Makes the index in `target` of files, or brings the one that is there up to them.
+
+    With vectors in the files, `plan.model` may be a student (or any folder with a `space.json`): its space is then
+    taken at its word. Raises `LeafError` for what `Index.create` and `Index.put` refuse.
+    """
+    vectors = files.vectors()
+    if not stores.exists(target, table):
+        if plan.model is None:
+            raise LeafError(f"a new index needs --model TEACHER, who encodes the documents of {target}")
+        claimed = vectors is not None and (Path(plan.model) / SPACE_FILE).is_file()
+        encoder = Space.load(Path(plan.model)) if claimed else _open(plan.model, files, plan)
+        with Index.create(
+            target,
+            encoder,
+            files,
+            model="" if claimed else plan.model,
+            precision=plan.precision,
+            truncate_dim=plan.truncate_dim,
+            queries=plan.queries or ((plan.model,) if claimed else ()),
+            vectors=vectors,
+            batch_size=plan.batch_size,
+            table=table,
+        ) as index:
+            return Changes(added=len(index))
+    _only_for_new(target, plan)
+    with Index.open(target, table) as index:
+        asked = None if vectors is not None else _open(plan.model or index.document_model, files, plan)
+        changes = index.put(files, asked, vectors=vectors, prune=prune, batch_size=plan.batch_size)
+        if plan.queries:
+            index.ask_with(plan.queries)
+        return changes
+
+
+def copy_index(source: str, target: str, plan: Plan, *, table: str | None = None) -> Changes:
+    """A new index in `target` with the documents and vectors of the one in `source`; nothing is encoded.
+
+    `table` names that of a database, on both sides. Raises `LeafError` where `target` holds documents already.
+    """
+    with Index.open(source, table) as old:
+        if stores.exists(target, table):
+            raise LeafError(f"there is an index in {target} already; name another place")
+        known = old.encoders()
+        precision = plan.precision or (
+            stores.usual_precision(target) if stores.is_url(target) else old.settings.precision
+        )
+        settings = replace(
+            old.settings,
+            precision=precision,
+            limit=None,
+            model=_beside(known.get(list(known)[-1], "") if old.settings.model else "", target),
+            queries=tuple(
+                _beside(each, target) for each in plan.queries or list(known.values())[: len(old.settings.queries)]
+            ),
+        )
+        if plan.truncate_dim is not None:
+            settings = replace(settings, dim=plan.truncate_dim)
+        with (
+            stores.create_store(target, old.space, settings, table) as new,
+            progress("copying", len(old)) as bar,
+            new.writing() as writer,
+        ):
+            for documents, vectors in old.store.rows():
+                writer.put(documents, settings.prepare(vectors))
+                bar.advance(len(documents))
+        return Changes(added=len(old))
+
+
+def describe(target: str, table: str | None = None) -> dict[str, Any]:
+    """An index in short, as plain data."""
+    with Index.open(target, table) as index:
+        return {
+            "index": index.store.name,
+            "documents": len(index),
+            "dim": index.settings.dim,
+            "precision": index.settings.precision,
+            "space": index.space.id,
+            "columns": index.store.columns(),
+            "encoders": list(index.encoders()),
+        }
+
+
+def _open(model: str, files: DocumentFiles, plan: Plan) -> Encoder:
+    encoder = load(model, device=plan.device, compute_dtype="bfloat16" if plan.dtype == "bfloat16" else "float32")
+    narrow = getattr(encoder, "use_bfloat16_where_exact", None)
+    if plan.dtype == "auto" and narrow is not None:
+        narrow([each.body for each in itertools.islice(files, 64)])
+    return encoder
+
+
+def _only_for_new(target: str, plan: Plan) -> None:
+    if plan.precision is not None or plan.truncate_dim is not None:
+        raise LeafError(f"{target} is there already; --precision and --truncate are for a new index")
+
+
+def _beside(model: str, target: str) -> str:
+    from leaf.search.index import beside
+
+    return beside([model], target)[0]
