@@ -11,6 +11,7 @@ from leaf.evaluation.curves import Curves, Summary
 from leaf.evaluation.records import Score
 from leaf.evaluation.statistics import Interval
 from leaf.report import adaptation
+from leaf.report import ladder as rung
 from leaf.report import margin as margins
 from leaf.report import sweep as sweeps
 from leaf.report.curves import curves_caption, curves_table
@@ -35,8 +36,9 @@ def ladder() -> str:
 def draw() -> None:
     """The figures of the ladder, beside its record."""
     for record in LADDER.glob("report-*.json"):
-        students = json.loads(record.read_text(encoding="utf-8"))["students"]
-        for name, figure in draw_figures(students).items():
+        report = json.loads(record.read_text(encoding="utf-8"))
+        rungs = rung.draw_ladder(rung.report_points(report), rung.machine(report["speed"]), "cost")
+        for name, figure in {**draw_figures(report["students"]), **({"cost": rungs} if rungs else {})}.items():
             path = LADDER / f"{name}-{record.stem.removeprefix('report-')}.svg"
             path.write_text(figure.svg, encoding="utf-8")
 

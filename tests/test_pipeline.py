@@ -178,6 +178,20 @@ def test_students_are_exported_and_the_report_and_cards_name_the_files(finished)
     assert written == sorted(written)  # after evaluating
 
 
+def test_the_files_that_are_served_are_scored_and_timed_as_query_encoders(finished):
+    _, out, report = finished
+    for student in report["students"]:
+        assert list(student["exported"]) == ["fp32", "q8"]
+        exact, quick = student["exported"].values()
+        # Not equal: PyTorch was scored in bfloat16 where the hardware has it, and a query or two of these 50 differ.
+        assert exact["retention"] == pytest.approx(
+            [student["retention"]["asymmetric"], *student["intervals"]["asymmetric"]], abs=15
+        )
+        assert 0 < quick["retention"][1] <= quick["retention"][0] <= quick["retention"][2]
+        assert exact["latency"]["p10_ms"] <= exact["latency"]["median_ms"] <= exact["latency"]["p90_ms"]
+    assert "ONNX int8" in (out / "figures" / "ladder.svg").read_text()
+
+
 def test_what_is_exported_may_change_in_a_finished_run(finished, tmp_path, monkeypatch):
     settings, out, _ = finished
     copy = shutil.copytree(out, tmp_path / "out")

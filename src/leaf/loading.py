@@ -9,7 +9,7 @@ from leaf.errors import LeafError
 from leaf.files import user_cache
 from leaf.light import is_light, load_light
 from leaf.models import resolve_model
-from leaf.runtime.artifact import FOLDER
+from leaf.runtime.artifact import FOLDER, split_precision
 from leaf.teacher.providers import PROVIDERS
 
 
@@ -20,8 +20,8 @@ def load(
     name: str | None = None,
     compute_dtype: Literal["float32", "bfloat16"] = "float32",
 ) -> Encoder:
-    """The encoder behind `model`: a folder, a hub id, `package:NAME/FOLDER`, an ONNX file, the URL of a server, or an
-    API: `openai:MODEL`, `voyage:MODEL`, `cohere:MODEL`.
+    """The encoder behind `model`: a folder, a hub id, `package:NAME/FOLDER`, an ONNX file, a student's ONNX file of one
+    precision (`DIR:q8`), the URL of a server, or an API: `openai:MODEL`, `voyage:MODEL`, `cohere:MODEL`.
 
     Its `encode_query` and `encode_document` apply the prompts that the model ships and return float32 `[n, dim]`.
     `device` is torch's name for one; None takes a GPU where there is one. In bfloat16 only matrix products are rounded,
@@ -40,6 +40,11 @@ def load(
         from leaf.teacher.api import ApiTeacher
 
         return ApiTeacher(text, Api(), name=name, store=user_cache() / "api")
+    folder, precision = split_precision(text)
+    if precision is not None:
+        from leaf.runtime.encoder import OnnxEncoder
+
+        return OnnxEncoder(folder, precision=precision, name=name)
     if is_light(model):
         return load_light(model, device=device, name=name, compute_dtype=compute_dtype)
     if text.endswith(".onnx") or (importlib.util.find_spec("torch") is None and has_onnx(text)):

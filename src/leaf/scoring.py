@@ -9,14 +9,18 @@ from leaf.encoder import Encoder
 from leaf.errors import LeafError
 from leaf.evaluation import records
 from leaf.evaluation.alignment import Alignment, align
-from leaf.evaluation.datasets import load_all, load_texts
+from leaf.evaluation.datasets import RetrievalSet, load_all, load_texts
 from leaf.evaluation.evaluate import evaluate_one
 from leaf.evaluation.records import Score
 from leaf.evaluation.suite import Measured, Suite, run, through_mteb, use_bfloat16_where_exact
 from leaf.evaluation.vectors import VectorCache
+from leaf.exported import time_queries
+from leaf.files import write_json
 from leaf.loading import load
 from leaf.models import short_name
+from leaf.provenance import provenance
 from leaf.recipe import TextSource
+from leaf.runtime.artifact import split_precision
 from leaf.texts.sources import read
 
 
@@ -32,19 +36,34 @@ class Models:
     device: str | None = None
 
 
-def score(models: Models, data: Sequence[Path], suite: Suite, cache: Path | None, out: Path | None) -> Measured:
+def score(
+    models: Models, data: Sequence[Path], suite: Suite, cache: Path | None, out: Path | None, *, timed: bool = False
+) -> Measured:
     """Scores the models on every set below the paths `data` and on the suite's benchmarks; records go to `out`.
 
-    Vectors are kept in `cache` (None: nowhere) for the next student. Raises `LeafError` for a set that cannot be read,
-    before any model is loaded.
+    Vectors are kept in `cache` (None: nowhere) for the next student. With `timed`, the time of a query is taken with
+    every model too, on the retrieval sets' queries, and goes to `latencies.json` in `out`. Raises `LeafError` for a set
+    that cannot be read, before any model is loaded.
     """
     sets = [dataset for path in data for dataset in load_all(path)]
+    queries = [query for each in sets if isinstance(each, RetrievalSet) for query in each.queries.values()]
+    if timed and (models.documents in (None, *models.queries) or not queries):
+        raise LeafError(
+            "--figure shows students' queries over a teacher's documents: give students with --queries, the teacher "
+            "with --documents (it is drawn too), and a retrieval set with --data"
+        )
     if models.documents is None and (suite.truncate or suite.precisions):
         raise LeafError("curves compare a student with its teacher: name the teacher with --documents")
     teacher, students = _load(models, [text for each in sets for side in each.sides.values() for text in side])
     vectors = VectorCache(cache)
     if teacher is not None:
-        return run(teacher, students, sets, suite, vectors, out)
+        measured = run(teacher, students, sets, suite, vectors, out)
+        if timed:
+            latencies = time_queries({teacher.name: teacher, **students}, queries)
+            measured = replace(measured, latencies=latencies)
+            if out is not None:
+                write_json(out / "latencies.json", {"encoders": latencies, "provenance": provenance()})
+        return measured
     scores: list[Score] = []
     not_measured: dict[str, str] = {}
     native = [] if suite.mteb else sets
@@ -91,12 +110,13 @@ def _load(models: Models, texts: Sequence[str]) -> tuple[Encoder | None, Mapping
     students: dict[str, Encoder] = {}
     teacher = None
     for model in dict.fromkeys([*([models.documents] if models.documents else []), *models.queries]):
-        short = short_name(model)
-        taken = short in students or (teacher is not None and short == teacher.name)
+        folder, precision = split_precision(model)
+        names = [f"{short_name(folder)}-{precision}" if precision else short_name(model), model]
+        taken = {*students, *([teacher.name] if teacher else [])}
         encoder = load(
             model,
             device=models.device,
-            name=model if taken else short,
+            name=next((each for each in names if each not in taken), model),
             compute_dtype="bfloat16" if models.dtype == "bfloat16" else "float32",
         )
         if model == models.documents and set(models.queries) != {model}:

@@ -250,7 +250,7 @@ def test_the_html_loads_nothing_and_uses_no_id_twice(folder: Path) -> None:
     write_report(folder, RECIPE)
     html = (folder / "report.html").read_text()
     page = Page(html)
-    assert page.tags.count("svg") == 3  # retention, cost, error
+    assert page.tags.count("svg") == 3  # retention, error, ladder
     assert all(each.startswith("#") for each in page.loads)
     assert not {"script", "link", "img", "iframe"} & set(page.tags)
     assert "@import" not in html
@@ -323,7 +323,11 @@ def test_only_an_interval_clear_of_100_makes_a_claim(value: float, low: float, h
 
 def test_figures_are_small_accessible_text_in_both_themes(folder: Path) -> None:
     write_report(folder, RECIPE)
-    shown = {"retention": ["asymmetric", "95.0"], "error": ["student-table", "epoch"], "cost": ["table", "ms a query"]}
+    shown = {
+        "retention": ["asymmetric", "95.0"],
+        "error": ["student-table", "epoch"],
+        "ladder": ["table", "µs a query"],
+    }
     for name, words in shown.items():
         svg = (folder / "figures" / f"{name}.svg").read_text()
         assert len(svg) < 60_000

@@ -71,15 +71,15 @@ def compare(scores: Sequence[Score], student: str) -> list[Comparison]:
     Raises `LeafError` when student and teacher were scored on other queries.
     """
     systems = _systems(scores, student)
-    return [_comparison(name, [each]) for name, each in systems.items() if "standard" in each]
+    return [_comparison(name, [each]) for name, each in systems.items() if _is_scored(each)]
 
 
 def means(scores: Sequence[Score], student: str) -> list[Comparison]:
     """The means over the datasets of each task: scores averaged, retention as the mean of ratios per dataset."""
     by_task: dict[Task, list[dict[str, Score]]] = defaultdict(list)
     for each in _systems(scores, student).values():
-        if "standard" in each:
-            by_task[each["standard"].task].append(each)
+        if _is_scored(each):
+            by_task[_own(each).task].append(each)
     return [_comparison(task, sets) for task, sets in by_task.items()]
 
 
@@ -92,11 +92,21 @@ def _systems(scores: Sequence[Score], student: str) -> dict[str, dict[str, Score
     return found
 
 
+def _is_scored(systems: Mapping[str, Score]) -> bool:
+    """Whether the student was scored on this dataset, if only as an encoder of queries."""
+    return any(mode in systems for mode in MODES)
+
+
+def _own(systems: Mapping[str, Score]) -> Score:
+    """One of the student's scores on a dataset."""
+    return next(systems[mode] for mode in MODES if mode in systems)
+
+
 def _comparison(name: str, sets: Sequence[Mapping[str, Score]]) -> Comparison:
-    first = sets[0]["standard"]
+    first = _own(sets[0])
     modes = [mode for mode in ("teacher", "bm25", *MODES) if all(mode in each for each in sets)]
     # More than a dataset: the same resamples for all, so that one that is costly decides.
-    resamples = PAIR_RESAMPLES if any(each["standard"].pairs for each in sets) else RESAMPLES
+    resamples = PAIR_RESAMPLES if any(_own(each).pairs for each in sets) else RESAMPLES
     retention: dict[str, Interval] = {}
     for mode in MODES:
         pairs = evidence(sets, mode, "teacher") if {mode, "teacher"} <= set(modes) else None
@@ -104,12 +114,12 @@ def _comparison(name: str, sets: Sequence[Mapping[str, Score]]) -> Comparison:
         pairs = pairs and [pair for pair, each in zip(pairs, sets, strict=True) if each["teacher"].value > 0]
         if pairs:
             retention[mode] = mean_retention(pairs, resamples)
-    gains = evidence(sets, "asymmetric", "standard") if first.task in TWO_SIDED and "asymmetric" in modes else None
+    gains = evidence(sets, "asymmetric", "standard") if first.task in TWO_SIDED and set(MODES) <= set(modes) else None
     return Comparison(
         name=name,
         task=first.task,
         measure=first.measure,
-        num_queries=sum(each["standard"].num_queries for each in sets),
+        num_queries=sum(_own(each).num_queries for each in sets),
         scores={mode: sum(each[mode].value for each in sets) / len(sets) for mode in modes},
         retention=retention,
         gain=mean_difference(gains, resamples) if gains else None,

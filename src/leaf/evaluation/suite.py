@@ -11,7 +11,7 @@
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +56,8 @@ class Measured:
     curves: Curves | None
     not_measured: Mapping[str, str]
     """Benchmark → why not."""
+    latencies: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Encoder → how long it takes for a query (`leaf.exported.time_queries`), where that was asked for."""
 
 
 def run(

@@ -13,6 +13,7 @@ from leaf.errors import LeafError
 from leaf.evaluation import records
 from leaf.evaluation.compare import MODES, compare, main_scores, means
 from leaf.evaluation.records import Score
+from leaf.exported import EXPORTED, PRECISIONS
 from leaf.models import hub_id, short_name
 from leaf.provenance import provenance
 from leaf.recipe import Recipe
@@ -32,6 +33,9 @@ TRAINING = (
     "num_tokens",
     "seconds",
 )
+
+#: What a record of `speed/` tells the report.
+LATENCY = ("median_ms", "p10_ms", "p90_ms")
 
 #: What a recipe says about the terms of a source.
 LICENCE = ("licence", "commercial")
@@ -68,6 +72,7 @@ def read_run(folder: Path, recipe: Recipe) -> dict[str, Any]:
             "parameters": manifest.get("teacher_parameters"),
             "scores": {dataset: score.value for dataset, score in teacher.items()},
             "latency_ms": speed.get("median_ms"),
+            "latency": _latency(speed),
         },
         "students": students,
         "baselines": {"bm25": {dataset: score.value for dataset, score in bm25.items()}},
@@ -92,6 +97,7 @@ def _student(folder: Path, recipe: Recipe, settings: StudentSettings, found: Seq
     scores = {mode: _select(found, mode, settings.name) for mode in MODES}
     compared, averages = compare(found, settings.name), means(found, settings.name)
     kept = next((each.retention for each in averages if each.task == "retrieval"), {})
+    speed = _read(folder / "speed" / f"{settings.name}.json", {})
     return {
         "name": settings.name,
         "path": settings.name,
@@ -115,7 +121,9 @@ def _student(folder: Path, recipe: Recipe, settings: StudentSettings, found: Seq
         },
         "comparisons": [each.to_json() for each in compared],
         "means": [each.to_json() for each in averages],
-        "latency_ms": _read(folder / "speed" / f"{settings.name}.json", {}).get("median_ms"),
+        "latency_ms": speed.get("median_ms"),
+        "latency": _latency(speed),
+        "exported": _exported(folder, settings.name, found),
         "errors": held_out_errors(folder / settings.name / "metrics.jsonl"),
         "backbone": settings.backbone,
         "pooling": settings.pooling,
@@ -123,6 +131,34 @@ def _student(folder: Path, recipe: Recipe, settings: StudentSettings, found: Seq
         "train": recipe.train_of(settings).model_dump(mode="json"),
         **{key: manifest.get(key) for key in TRAINING},
     }
+
+
+def _exported(folder: Path, student: str, found: Sequence[Score]) -> dict[str, dict[str, Any]]:
+    """Of each ONNX file that was scored: how long a query takes, and what it keeps of the teacher, asymmetric.
+
+    Empty where the run was scored on other retrieval sets besides: retention over fewer sets compares with no other.
+    """
+    manifest = read_manifest(folder / EXPORTED)
+    if manifest is None:
+        return {}
+    teacher = [each for each in found if each.mode == "teacher" and each.task == "retrieval"]
+    scores = [each for each in records.read(folder / EXPORTED) if each.mode == "asymmetric"]
+    if {each.dataset for each in teacher} != {each.dataset for each in scores}:
+        return {}
+    exported = {}
+    for precision in PRECISIONS:
+        name = f"{student}-{precision}"
+        if name in manifest["encoders"]:
+            [mean] = means([*teacher, *scores], name)
+            latency = _latency(_read(folder / "speed" / "exported" / f"{name}.json", {}))
+            if latency and "asymmetric" in mean.retention:
+                exported[precision] = {"latency": latency, "retention": list(mean.retention["asymmetric"])}
+    return exported
+
+
+def _latency(speed: Mapping[str, Any]) -> dict[str, float] | None:
+    """Percentiles of the time of one query, None where it was not timed."""
+    return {key: speed[key] for key in LATENCY if key in speed} or None
 
 
 def _select(found: Sequence[Score], mode: str, encoder: str | None = None) -> dict[str, Score]:

@@ -1,4 +1,4 @@
-"""The figures of a report: what students keep, what they cost, and how near they came while training."""
+"""The figures of a report: what students keep, and how near they came while training."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -22,7 +22,6 @@ def draw_figures(students: Sequence[Student]) -> dict[str, Figure]:
     with matplotlib.rc_context(STYLE):
         for name, title, draw in (
             ("retention", "Share of the teacher's nDCG@10 that is kept", _retention),
-            ("cost", "What is kept of the teacher against the time of a query", _cost),
             ("error", "Held-out distance to the teacher while training", _error),
         ):
             canvas = Canvas(layout="constrained")
@@ -59,40 +58,6 @@ def _retention(canvas: Any, students: Sequence[Student]) -> str | None:
     axes.grid(axis="y", visible=False)
     canvas.legend(loc="outside upper right", ncols=2)
     return "Percent of the teacher's nDCG@10, with 95 % intervals: " + "; ".join(said) + "."
-
-
-def _cost(canvas: Any, students: Sequence[Student]) -> str | None:
-    """Retention against latency: what each rung of a ladder of students costs, and what it keeps."""
-    students = [each for each in students if all(each["intervals"].values()) and each["latency_ms"]]
-    if len(students) < 2:
-        return None
-    students = sorted(students, key=lambda student: student["latency_ms"])
-    canvas.set_size_inches(WIDTH, 2.9)
-    axes = canvas.add_subplot()
-    times, said = [student["latency_ms"] for student in students], []
-    for mode in MODES:
-        kept = [student["retention"][mode] for student in students]
-        bounds = [student["intervals"][mode] for student in students]
-        reach = [
-            [max(0, value - low) for value, (low, _) in zip(kept, bounds, strict=True)],
-            [max(0, high - value) for value, (_, high) in zip(kept, bounds, strict=True)],
-        ]
-        axes.errorbar(times, kept, reach, color=MODE_COLOURS[mode], marker="o", markersize=4, capsize=3, label=mode)
-    for student in students:
-        low = min(student["intervals"][mode][0] for mode in MODES)
-        name = student["name"].removeprefix("student-")
-        axes.annotate(name, (student["latency_ms"], low), (0, -12), textcoords="offset points", ha="center")
-        both = ", ".join(f"{mode} {student['retention'][mode]:.1f}" for mode in MODES)
-        said.append(f"{student['name']} {student['latency_ms']:.2f} ms: {both}")
-    axes.axhline(100, color=INK, linewidth=1, linestyle="--")
-    axes.set_xscale("log")
-    ticks = [time for time in (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100) if times[0] / 2 < time < 2 * times[-1]]
-    axes.set_xticks(ticks, [f"{time:g}" for time in ticks], minor=False)
-    axes.set_xticks([], minor=True)
-    axes.margins(0.15)
-    axes.set(xlabel="ms a query, one at a time", ylabel="% of the teacher's nDCG@10")
-    canvas.legend(loc="outside upper right", ncols=2)
-    return "Percent of the teacher's nDCG@10 against milliseconds a query: " + "; ".join(said) + "."
 
 
 def _error(canvas: Any, students: Sequence[Student]) -> str | None:

@@ -15,7 +15,7 @@ from leaf.evaluation import curves
 from leaf.evaluation.adaptation import Change
 from leaf.evaluation.compare import Comparison
 from leaf.figures import Figure
-from leaf.report import adaptation, alignment, margin, preflight
+from leaf.report import adaptation, alignment, ladder, margin, preflight
 from leaf.report.curves import curves_caption, curves_table, draw_curves
 from leaf.report.scores import student_table
 from leaf.report.words import Table, count
@@ -35,7 +35,7 @@ def sections(folder: Path, report: Mapping[str, Any]) -> list[Section]:
     """The sections of the run in `folder`, in order; `report` is the content of `report.json`."""
     return [
         each
-        for make in (_adaptation, _kept, _curves, _alignment, _margins, _prediction, _vectors)
+        for make in (_ladder, _adaptation, _kept, _curves, _alignment, _margins, _prediction, _vectors)
         for each in make(folder, report)
     ]
 
@@ -55,6 +55,20 @@ def records(folder: Path) -> dict[str, Any]:
     if margins:
         found["margin"] = {mode: _read(path)["margin"] for mode, path in margins.items()}
     return found
+
+
+def _ladder(folder: Path, report: Mapping[str, Any]) -> Iterator[Section]:
+    """What a query costs with each encoder over the teacher's documents, and what is kept of the teacher."""
+    found = ladder.report_points(report)
+    if len(found) > 1:
+        figure = ladder.draw_ladder(found, ladder.machine(report["speed"]))
+        said = ladder.caption(found, ladder.machine(report["speed"]))
+        yield Section(ladder.TITLE, said, [("Query encoders", ladder.ladder_table(found))], _named("ladder", figure))
+
+
+def _named(name: str, figure: Figure | None) -> dict[str, Figure]:
+    """The figure by its file name; nothing without matplotlib."""
+    return {} if figure is None else {name: figure}
 
 
 def _adaptation(folder: Path, report: Mapping[str, Any]) -> Iterator[Section]:
@@ -105,21 +119,16 @@ def _alignment(folder: Path, report: Mapping[str, Any]) -> Iterator[Section]:
         tables.append(("Furthest from the teacher", alignment.worst_table(each)))
         name = f"alignment-{each['student']}"
         figure = alignment.draw_alignment(each, name)
-        figures = {name: figure} if figure else {}
-        yield Section(
-            f"Without judgements: {each['student']} on held-out texts", alignment.verdict(each), tables, figures
-        )
+        title = f"Without judgements: {each['student']} on held-out texts"
+        yield Section(title, alignment.verdict(each), tables, _named(name, figure))
 
 
 def _margins(folder: Path, report: Mapping[str, Any]) -> Iterator[Section]:
     for path in sorted((folder / "scores").glob("margin-*.json")):
         each = _read(path)["margin"]
         figure = margin.draw_margin(each)
-        name = path.stem
         tables = [("Checkpoints", margin.checkpoint_table(each))]
-        yield Section(
-            f"Robustness margin, {each['mode']}", margin.verdict(each), tables, {name: figure} if figure else {}
-        )
+        yield Section(f"Robustness margin, {each['mode']}", margin.verdict(each), tables, _named(path.stem, figure))
 
 
 def _prediction(folder: Path, report: Mapping[str, Any]) -> Iterator[Section]:
@@ -129,7 +138,7 @@ def _prediction(folder: Path, report: Mapping[str, Any]) -> Iterator[Section]:
     probe = _read(path)
     rows, said = preflight.compare(probe, report)
     figure = preflight.draw_rank(probe)
-    yield Section("Predicted and reached", said, [("Prediction", rows)], {"rank": figure} if figure else {})
+    yield Section("Predicted and reached", said, [("Prediction", rows)], _named("rank", figure))
 
 
 def _vectors(folder: Path, report: Mapping[str, Any]) -> Iterator[Section]:

@@ -16,7 +16,7 @@ PIPE_WIDTH = 100
 #: Wider than any table.
 WHOLE = 1000
 #: Columns of names.
-LEFT = ("encoder", "mode", "task", "dataset", "measure", "held-out texts")
+LEFT = ("encoder", "computed by", "mode", "task", "dataset", "measure", "held-out texts")
 #: Documents shown of each example search.
 SHOWN = 3
 

@@ -73,6 +73,12 @@ class Usage:
             ) from error
 
 
+def split_precision(model: str) -> tuple[str, str | None]:
+    """`DIR:q8` → (`DIR`, `q8`): a student's ONNX file of one precision; (`model`, None) for any other name."""
+    folder, _, precision = model.rpartition(":")
+    return (folder, precision) if folder and precision in FILES else (model, None)
+
+
 def find_onnx(model: str | Path, precision: str | None) -> Path:
     """The ONNX file of `model`: that file, or the one of `precision` (None: fp32) in a student folder or on the hub.
 

@@ -87,17 +87,35 @@ def check_texts(texts: Mapping[Role, Sequence[str]], plan: Plan) -> None:
 
 def query_latency(encoder: Encoder, queries: Sequence[str], num_queries: int = 100) -> dict[str, Any]:
     """Milliseconds from a query text to its vector, one query at a time: median, 10th and 90th percentile."""
-    for query in queries[:WARM_UP]:
-        encoder.encode_query([query])
-    timed = _one_at_a_time(encoder, [queries[index % len(queries)] for index in range(num_queries)])
+    return query_latencies({encoder.name: encoder}, queries, num_queries, num_queries)[encoder.name]
+
+
+def query_latencies(
+    encoders: Mapping[str, Encoder], queries: Sequence[str], num_queries: int = 100, at_a_turn: int = 20
+) -> dict[str, dict[str, Any]]:
+    """`query_latency` of several encoders, by name; they take turns of `at_a_turn` queries, each encoder the same."""
+    for encoder in encoders.values():
+        for query in queries[:WARM_UP]:
+            encoder.encode_query([query])
+    asked = [queries[index % len(queries)] for index in range(num_queries)]
+    timed: dict[str, list[float]] = {name: [] for name in encoders}
+    for start in range(0, num_queries, at_a_turn):
+        for name, encoder in encoders.items():
+            if start:  # another encoder has had the cores and their caches
+                encoder.encode_query(asked[:1])
+            timed[name] += _one_at_a_time(encoder, asked[start : start + at_a_turn])
+    return {name: _latency(name, each) for name, each in timed.items()}
+
+
+def _latency(name: str, timed: Sequence[float]) -> dict[str, Any]:
     deciles = statistics.quantiles(timed, n=10)
     return {
-        "encoder": encoder.name,
+        "encoder": name,
         "what": "one query, tokenisation included",
         "median_ms": statistics.median(timed),
         "p10_ms": deciles[0],
         "p90_ms": deciles[-1],
-        "num_queries": num_queries,
+        "num_queries": len(timed),
     }
 
 

@@ -17,9 +17,12 @@ import numpy as np
 from leaf.encoder import Encoder, Role
 from leaf.errors import LeafError
 from leaf.models import resolve_model, short_name
-from leaf.runtime.artifact import FILES, FOLDER
+from leaf.runtime.artifact import FILES, FOLDER, split_precision
 from leaf.runtime.speed import CountTokens
 from leaf.speed.shapes import PREFIX, architecture, export_shapes
+
+#: Ends the name of a model that has not been exported.
+TORCH = " (torch)"
 
 
 @dataclass(frozen=True)
@@ -63,7 +66,7 @@ def names(entrants: Sequence[Entrant]) -> dict[Entrant, str]:
 
     def name(entrant: Entrant, model: str) -> str:
         if entrant.runtime == "torch":
-            return f"{model} (torch)"
+            return model + TORCH
         return model if entrant.precision in (None, "fp32") else f"{model}-{entrant.precision}"
 
     short = {each: name(each, each.shape or short_name(each.model)) for each in entrants}
@@ -88,8 +91,8 @@ def open_contestants(entrants: Sequence[Entrant], *, threads: int, tokenizer: st
 
 
 def _entrants(text: str, precisions: Sequence[str]) -> list[Entrant]:
-    own: list[str] = [each for each in FILES if text.endswith(f":{each}")]
-    model = text.removesuffix(f":{own[0]}") if own else text
+    model, precision = split_precision(text)
+    own = [precision] if precision else []
     if model.endswith(".onnx"):
         if own or not Path(model).is_file():
             raise LeafError(f"'{text}' is no file; give an existing .onnx file, or a student folder such as DIR:q8")

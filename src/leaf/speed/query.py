@@ -22,7 +22,7 @@ from leaf.files import digest
 from leaf.provenance import provenance
 from leaf.runtime.encoder import TOKENS_PER_THREAD, usable_cores
 from leaf.runtime.speed import ROLES, Plan, check_texts, take_turns
-from leaf.speed.contestants import Contestant, enter, names, open_contestants
+from leaf.speed.contestants import TORCH, Contestant, Entrant, enter, names, open_contestants
 
 #: What `leaf speed table8` times: the paper's teachers and students by their architecture, and what goes beyond them.
 TABLE_8 = (
@@ -70,12 +70,8 @@ def time_models(
     """
     plan, threads = plan or Plan(), threads or usable_cores()
     os.environ["RAYON_NUM_THREADS"] = str(threads)  # the tokenizers', read when the first batch is tokenised
-    if "table8" in models:
-        at = list(models).index("table8")
-        models, against = [*models[:at], *TABLE_8, *models[at + 1 :]], [*TABLE_8_AGAINST, *against]
     check_texts(texts.texts, plan)
-    others = enter(against)
-    entrants = list(dict.fromkeys([*enter(models, precisions), *others]))
+    entrants, others = _enter(models, against, precisions)
     called = names(entrants)
     contestants = open_contestants(entrants, threads=threads, tokenizer=tokenizer)
     timed = take_turns(
@@ -136,6 +132,22 @@ def read_texts(queries: Path | None, documents: Path | None, data: Path | None) 
     )
 
 
+def entered(models: Sequence[str], against: Sequence[str], precisions: Sequence[str]) -> dict[str, str | None]:
+    """Who will be timed, by the names that `leaf evaluate` gives them, and in which precision; nothing is loaded."""
+    entrants, _ = _enter(models, against, precisions)
+    return {name.removesuffix(TORCH): entrant.precision for entrant, name in names(entrants).items()}
+
+
+def latencies(record: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The times of single queries in a record, by the names that `entered` has."""
+    found = {}
+    for name, each in record["contestants"].items():
+        timed = {key: each[key] for key in ("runtime", "precision")} | {"median_ms": each["latency_ms"]["p50"]}
+        timed["threads"], timed["num_queries"] = record["settings"]["threads"], each["latency_ms"]["num_queries"]
+        found[name.removesuffix(TORCH)] = timed
+    return found
+
+
 def make_plan(batch_sizes: Sequence[int], rounds: int | None, *, quick: bool) -> Plan:
     """The plan that the command line asks for: the paper's, or a quick one, with what it sets changed."""
     if odd := [each for each in batch_sizes if each < 1]:
@@ -143,6 +155,17 @@ def make_plan(batch_sizes: Sequence[int], rounds: int | None, *, quick: bool) ->
     plan = QUICK if quick else Plan()
     sizes = tuple(sorted(set(batch_sizes))) or plan.batch_sizes
     return replace(plan, batch_sizes=sizes, rounds=rounds or plan.rounds)
+
+
+def _enter(
+    models: Sequence[str], against: Sequence[str], precisions: Sequence[str]
+) -> tuple[list[Entrant], list[Entrant]]:
+    """All who take part, and those of them that the others are held against."""
+    if "table8" in models:
+        at = list(models).index("table8")
+        models, against = [*models[:at], *TABLE_8, *models[at + 1 :]], [*TABLE_8_AGAINST, *against]
+    others = enter(against)
+    return list(dict.fromkeys([*enter(models, precisions), *others])), others
 
 
 def _read(file: Path, role: Role) -> list[str]:
