@@ -53,7 +53,14 @@ class FakeEncoder:
 def running(encoder=None, *, space=None, **settings):
     """The URL of a real uvicorn on a free port."""
     settings = Settings(**{"port": 0, "api_key": None, **settings})
-    server = web_server(create_app(encoder or FakeEncoder(), settings, space=space), settings)
+    with running_app(create_app(encoder or FakeEncoder(), settings, space=space), settings) as url:
+        yield url
+
+
+@contextmanager
+def running_app(app, settings):
+    """The URL of a real uvicorn with `app` on a free port."""
+    server = web_server(app, settings)
     listener = listen("127.0.0.1", 0)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()

@@ -45,7 +45,7 @@ class Indexing:
         typer.Option(
             "--precision",
             metavar="TYPE",
-            help="float32, float16, int8 or binary: what is searched; the best are ranked by float16. Default: int8, in "
+            help="float32, float16, int8 or binary: what is searched; float16 ranks the best. Default: int8, in "
             "PostgreSQL float16.",
         ),
     ] = None

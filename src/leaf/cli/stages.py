@@ -378,6 +378,14 @@ class Exporting:
         typer.Option("--asymmetric", metavar="DIR", help="Write student and teacher as one folder that routes."),
     ] = None
     light: Annotated[bool, typer.Option("--light", help="With --asymmetric: name the teacher, do not copy it.")] = False
+    web: Annotated[
+        Path | None,
+        typer.Option(
+            "--web", metavar="DIR", help="Write a folder in whose page the student searches --index, offline."
+        ),
+    ] = None
+    index: Annotated[str | None, typer.Option("--index", metavar="INDEX", help="With --web: what is searched.")] = None
+    title: Annotated[str | None, typer.Option("--title", help="With --web: of the page.")] = None
     push: Annotated[str | None, typer.Option("--push", metavar="OWNER/NAME", help="Upload to the hub.")] = None
     dry_run: Annotated[
         Path | None, typer.Option("--dry-run", metavar="DIR", help="With --push: write what would be uploaded to DIR.")
@@ -388,11 +396,11 @@ class Exporting:
 
 @verb(Exporting, Changes)
 def export(options: Any) -> None:
-    """Stage 5: students as ONNX files, for queries without torch; asymmetric packages; the hub.
+    """Stage 5: students as ONNX files, for queries without torch; asymmetric packages; web pages; the hub.
 
     Every file is compared with PyTorch and with the teacher's vectors of held-out texts, and kept only if it holds up.
-    Files of precisions that are not asked for are removed. With --asymmetric or --push, a student folder is packaged
-    or published as it stands.
+    Files of precisions that are not asked for are removed. With --asymmetric, --web or --push, a student folder is
+    packaged or published as it stands.
     """
     _check_export(options)
     folder = Path(options.target)
@@ -411,6 +419,20 @@ def export(options: Any) -> None:
         stdout.print(
             f"{package.folder}  queries: {folder.name} (cosine ≥ {package.query_cosine:.6f} after loading), documents: "
             f"{package.teacher}" + ("" if package.document_cosine is None else f" (≥ {package.document_cosine:.6f})"),
+            soft_wrap=True,
+        )
+        return
+    elif options.web is not None:
+        from leaf.export.web import export_web
+
+        precision = _precisions_of_weights(options.precision or "q8")[0]
+        site = export_web(folder, options.index, options.web, precision=precision, title=options.title)
+        if options.as_json:
+            print_json(site)
+            return
+        stdout.print(
+            f"{options.web}  {site['documents']:,} documents × {site['dim']} in int8, {folder.name} in {precision}: "
+            f"{site['bytes_total'] / 1e6:.1f} MB; try it: python -m http.server -d {options.web}",
             soft_wrap=True,
         )
         return
@@ -439,10 +461,20 @@ def _check_export(options: Any) -> None:
         raise LeafError("--light goes with --asymmetric DIR")
     if (options.dry_run or options.private or options.branch) and push is None:
         raise LeafError("--dry-run, --private and --branch go with --push OWNER/NAME")
+    if (options.web is None) != (options.index is None) or (options.title and options.web is None):
+        raise LeafError(
+            "--web DIR and --index INDEX go together: the folder searches that index (--title names its page)"
+        )
+    if options.web is not None and (asymmetric is not None or push is not None):
+        raise LeafError("--web goes without --asymmetric and --push; write one after the other")
     if asymmetric is not None and push is not None:
         raise LeafError(f"--push uploads TARGET; write {asymmetric} first and then `leaf export {asymmetric} --push`")
-    if not (Path(options.target) / "modules.json").is_file() and (options.calibrate or asymmetric or push):
-        raise LeafError(f"'{options.target}' is no student folder, which --calibrate, --asymmetric and --push are for")
+    if not (Path(options.target) / "modules.json").is_file() and (
+        options.calibrate or asymmetric or push or options.web
+    ):
+        raise LeafError(
+            f"'{options.target}' is no student folder, which --calibrate, --asymmetric, --web and --push are for"
+        )
 
 
 @verb(Run)

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -104,7 +105,16 @@ def verify(
 
 @app.command(rich_help_panel="Models")
 def serve(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="A student: folder, ONNX file or hub id.")],
+    models: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="MODEL…", help="A student: folder, ONNX file or hub id. With --index, who may ask."),
+    ] = None,
+    index: Annotated[
+        str | None, typer.Option("--index", metavar="INDEX", help="A search page over this folder or database URL.")
+    ] = None,
+    table: Annotated[
+        str | None, typer.Option("--table", metavar="NAME", help="With --index: of a database. Default: leaf.")
+    ] = None,
     host: Annotated[str, typer.Option("--host")] = "127.0.0.1",
     port: Annotated[int, typer.Option("--port", min=0, max=65535)] = 8000,
     name: Annotated[
@@ -126,14 +136,16 @@ def serve(
 ) -> None:
     """An OpenAI-compatible server: POST /v1/embeddings, GET /health, /metrics, /v1/space, /v1/models.
 
+    With --index a search page besides: /, POST /v1/search, GET /v1/index; without MODEL, the index's own encoders ask.
     Where LEAF_API_KEY is set, everything but /health asks for it. Before the port opens, the canaries are checked.
     """
-    from leaf.loading import load_for_serving
+    from leaf.loading import has_onnx, load_for_serving
     from leaf.runtime.server import Settings
     from leaf.runtime.server import serve as run_server
     from leaf.verifying import space_of
 
-    encoder = load_for_serving(model, precision=precision, threads=threads, device=device)
+    if index is None and (models is None or len(models) != 1):
+        raise LeafError("name one MODEL to serve, or an index with --index")
     settings = Settings(
         host=host,
         port=port,
@@ -147,7 +159,31 @@ def serve(
         timeout=timeout,
         grace=grace,
     )
-    run_server(encoder, settings, space=space_of(model))
+    if index is not None:
+        from leaf.models import short_name
+        from leaf.search import Index
+        from leaf.search.server import serve_index
+
+        with Index.open(index, table) as opened:
+            asking = {short_name(each): each for each in models or []} or opened.encoders()
+            if opened.settings.model:  # the page compares with the documents' own encoder, the last one
+                own = opened.document_model
+                asking = {**{name: each for name, each in asking.items() if each != own}, short_name(own): own}
+            openings = {
+                name: partial(
+                    load_for_serving,
+                    each,
+                    precision=precision if has_onnx(each) else None,
+                    threads=threads if has_onnx(each) else None,
+                    device=device,
+                )
+                for name, each in asking.items()
+            }
+            serve_index(opened, openings, settings)
+        return
+    assert models is not None, "there is one"
+    encoder = load_for_serving(models[0], precision=precision, threads=threads, device=device)
+    run_server(encoder, settings, space=space_of(models[0]))
 
 
 @app.command(rich_help_panel="Models")

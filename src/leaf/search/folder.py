@@ -40,7 +40,7 @@ from leaf.search.segments import (
     write_deletions,
     write_segment,
 )
-from leaf.search.store import Document, Hit, Settings, check_width, ranked
+from leaf.search.store import Document, Hit, Settings, check_width, ranked, widened
 from leaf.space import SPACE_FILE, Space
 
 MANIFEST, SEGMENTS, LOCK = "index.json", "segments", ".lock"
@@ -220,7 +220,7 @@ class FolderStore:
     def search(self, vectors: Vectors, k: int, *, where: Filter | None = None, exact: bool = False) -> list[list[Hit]]:
         """See `Store.search`. Up to `EXACT_ROWS` documents, or as many that meet `where`, the search is exact."""
         snapshot = self._current()
-        check_width(vectors, snapshot.settings)
+        check_width(vectors, snapshot.settings, self.name)
         if not len(vectors):
             return []
         masks = snapshot.masks(where) if where is not None else None
@@ -392,7 +392,7 @@ class FolderWriter:
         """See `Writer.put`."""
         if not documents:
             return
-        check_width(vectors, self._snapshot.settings)
+        check_width(vectors, self._snapshot.settings, str(self._folder))
         self._columns = widened(self._columns, documents)
         self.delete([each.id for each in documents])
         self.scratch.mkdir(parents=True, exist_ok=True)
@@ -483,27 +483,6 @@ def merging(segments: Sequence[Segment], new: int) -> list[int]:
                 chosen.add(at)
                 rows += segments[at].live
     return sorted(chosen)
-
-
-def widened(columns: Mapping[str, str], documents: Sequence[Document]) -> dict[str, str]:
-    """Metadata columns with those of `documents`. Raises `LeafError` where a value does not fit its column."""
-    found = dict(columns)
-    for document in documents:
-        for name, value in document.metadata.items():
-            if value is None:
-                continue
-            kind = type(value).__name__
-            known = found.setdefault(name, kind)
-            if kind == known or (kind == "int" and known == "float"):
-                continue
-            if kind == "float" and known == "int":
-                found[name] = "float"
-                continue
-            raise LeafError(
-                f"document '{document.id}': metadata '{name}' is {value!r:.40} and that column holds {known}; give one "
-                "column one type"
-            )
-    return found
 
 
 def _padded(found: Sequence[tuple[Rows, Vectors]], segment: int) -> tuple[Rows, Vectors]:

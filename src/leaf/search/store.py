@@ -248,10 +248,32 @@ def check_document(document: Document) -> None:
             raise LeafError(f"document '{document.id}': metadata '{name}' is {value}; leave it out where it is missing")
 
 
-def check_width(vectors: Vectors, settings: Settings) -> None:
-    """Raises `LeafError` for vectors of another width than the store's."""
+def check_width(vectors: Vectors, settings: Settings, name: str) -> None:
+    """Raises `LeafError` unless vectors are `[n, settings.dim]`."""
     if vectors.ndim != 2 or vectors.shape[1] != settings.dim:
-        raise LeafError(f"vectors of shape {vectors.shape} came to an index of {settings.dim} dimensions")
+        raise LeafError(
+            f"vectors of shape {list(vectors.shape)} arrived and {name} holds {settings.dim} dimensions; prepare them "
+            "by its settings"
+        )
+
+
+def widened(columns: Mapping[str, str], documents: Sequence[Document]) -> dict[str, str]:
+    """Metadata columns with those of `documents`. Raises `LeafError` where a value does not fit its column."""
+    found = dict(columns)
+    for document in documents:
+        for name, value in document.metadata.items():
+            if value is None:
+                continue
+            kind = type(value).__name__
+            known = found.setdefault(name, kind)
+            if {kind, known} == {"int", "float"}:
+                found[name] = "float"
+            elif kind != known:
+                raise LeafError(
+                    f"document '{document.id}': metadata '{name}' is {value!r:.40} and that column holds {known}; give "
+                    "one column one type"
+                )
+    return found
 
 
 def ranked(ids: Sequence[str], scores: Sequence[float] | np.ndarray[Any, Any], k: int) -> list[int]:

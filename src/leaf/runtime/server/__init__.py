@@ -26,6 +26,8 @@ from leaf.space import Space
 if TYPE_CHECKING:
     import uvicorn
 
+    from leaf.runtime.server.app import Extend
+
 __all__ = ["Settings", "create_app", "serve"]
 
 #: Connections that may wait to be accepted while the event loop is busy.
@@ -36,19 +38,28 @@ KEEP_ALIVE = 75
 OPEN_FILES = 65_536
 
 
-def create_app(encoder: Encoder, settings: Settings, *, space: Space | None = None) -> Any:
-    """The ASGI application (a `FastAPI`) that serves `encoder`.
-
-    Raises `LeafError` without the extra `serve`, or when the encoder has left `space`.
-    """
+def check_installed() -> None:
+    """Raises `LeafError` without the extra `serve`."""
     try:
-        from leaf.runtime.server import app
+        from leaf.runtime.server import app as app
     except ImportError as error:
         raise LeafError(f"serving needs {error.name}: pip install 'leaf[serve]'") from error
     # uvicorn is looked for here as well, so that it is missed before a model is measured.
     if importlib.util.find_spec("uvicorn") is None:
         raise LeafError("serving needs uvicorn: pip install 'leaf[serve]'")
-    return app.create_app(encoder, settings, space=space)
+
+
+def create_app(
+    encoder: Encoder, settings: Settings, *, space: Space | None = None, extend: "Extend | None" = None
+) -> Any:
+    """The ASGI application (a `FastAPI`) that serves `encoder`, with the routes that `extend` adds.
+
+    Raises `LeafError` without the extra `serve`, or when the encoder has left `space`.
+    """
+    check_installed()
+    from leaf.runtime.server import app
+
+    return app.create_app(encoder, settings, space=space, extend=extend)
 
 
 def serve(encoder: Encoder, settings: Settings | None = None, *, space: Space | None = None) -> None:
@@ -59,14 +70,17 @@ def serve(encoder: Encoder, settings: Settings | None = None, *, space: Space | 
     """
     settings = settings or Settings()
     app = create_app(encoder, settings, space=space)
+    space_words = f"space {space.id}" if space else "no space.json"
+    run(app, settings, f"{(settings.names or (encoder.name,))[0]} ({encoder.dim}-d, {space_words})", "/v1")
+
+
+def run(app: Any, settings: Settings, what: str, path: str) -> None:
+    """Serves `app` until SIGTERM or Ctrl-C; says that `what` is at `path`. Raises `LeafError` for a taken port."""
     listener = listen(settings.host, settings.port)
     raise_file_limit()
     host, port = listener.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
-    space_words = f"space {space.id}" if space else "no space.json"
-    say(
-        f"serving {(settings.names or (encoder.name,))[0]} ({encoder.dim}-d, {space_words}) at http://{shown}:{port}/v1"
-    )
+    say(f"serving {what} at http://{shown}:{port}{path}")
     if settings.api_key is None and not host.startswith("127.") and host != "::1":
         say(f"anyone who reaches {shown}:{port} can use it: set {API_KEY_VARIABLE} to ask for a key")
     server = web_server(app, settings)

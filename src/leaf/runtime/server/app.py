@@ -1,17 +1,19 @@
 """The web application: routes, limits and errors, around a `Batcher`.
 
 The only 5xx are 503 (more work than the queue takes, or than fits the timeout; with Retry-After) and 500 (the encoder
-failed on a text that a request may contain; logged).
+failed on a text that a request may contain; logged). Another package may add routes (`extend`), which get the same
+errors, key and counts.
 """
 
 import asyncio
 import contextlib
 import hmac
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from fastapi import FastAPI, Request, Response
@@ -23,7 +25,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 import leaf
-from leaf.encoder import Encoder
+from leaf.encoder import Encoder, Role
 from leaf.errors import LeafError
 from leaf.runtime.server import protocol
 from leaf.runtime.server.batching import Batcher, Encoded, QueueFull
@@ -38,7 +40,10 @@ CANARIES = ("how do I read a file line by line", "Open the file and iterate over
 RETRY_AFTER = 1
 #: The status that proxies log for a client that left; it is never sent.
 CLIENT_LEFT = 499
-PATHS = ("/v1/embeddings", "/v1/models", "/v1/space", "/health", "/metrics", "/openapi.json", "/docs")
+#: Of a route that asks for no key, as OpenAPI writes it.
+NO_KEY: dict[str, Any] = {"security": []}
+#: Adds routes to the application, and gives what is entered while it serves.
+Extend: TypeAlias = Callable[[FastAPI, Batcher, Metrics], Callable[[], AbstractAsyncContextManager[None]]]
 
 
 @dataclass(frozen=True)
@@ -76,7 +81,9 @@ def probe(encoder: Encoder, settings: Settings, space: Space | None) -> Served:
     return Served(settings.names or (encoder.name,), encoder.dim, encoder.similarity, bool(unit.all()), space)
 
 
-def create_app(encoder: Encoder, settings: Settings, *, space: Space | None = None) -> FastAPI:
+def create_app(
+    encoder: Encoder, settings: Settings, *, space: Space | None = None, extend: Extend | None = None
+) -> FastAPI:
     """The application that serves `encoder`. Raises `LeafError` for an encoder outside `space`."""
     served = probe(encoder, settings, space)
     metrics = Metrics()
@@ -84,7 +91,7 @@ def create_app(encoder: Encoder, settings: Settings, *, space: Space | None = No
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        async with batcher.running():
+        async with batcher.running(), extension():
             yield
 
     app = FastAPI(
@@ -97,10 +104,11 @@ def create_app(encoder: Encoder, settings: Settings, *, space: Space | None = No
     )
     _add_embeddings(app, batcher, served, settings)
     _add_descriptions(app, served, metrics)
+    extension = extend(app, batcher, metrics) if extend else contextlib.nullcontext
     _add_errors(app)
     app.openapi = partial(_openapi, app, settings)  # type: ignore[method-assign]
     key = settings.api_key.get_secret_value() if settings.api_key else None
-    app.add_middleware(Gate, metrics=metrics, api_key=key)
+    app.add_middleware(Gate, routes=app.routes, metrics=metrics, api_key=key)
     if settings.cors:  # added last, so outermost: a refusal needs CORS headers too, and a preflight carries no key
         methods, headers = ["GET", "POST"], ["*"]
         app.add_middleware(
@@ -115,18 +123,14 @@ def _add_embeddings(app: FastAPI, batcher: Batcher, served: Served, settings: Se
     @app.post(
         "/v1/embeddings",
         response_model=protocol.EmbeddingAnswer,
-        responses=_errors(400, 401, 404, 408, 413, 415, 500, 503),
+        responses=errors(400, 401, 404, 408, 413, 415, 500, 503),
         openapi_extra={"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}},
     )
     async def embeddings(request: Request) -> Response:
         """Vectors of one text or a list of texts."""
-        body = await _read_body(request, settings)
+        body = await read_body(request, settings)
         wanted = protocol.parse(body, settings, served.names, served.dim)
-        try:
-            answer = batcher.submit(wanted.texts, wanted.role)
-        except QueueFull:
-            raise _overloaded("More texts are waiting than this server takes; try again.") from None
-        encoded = await _wait(answer, request, settings.timeout)
+        encoded = await encode(batcher, wanted.texts, wanted.role, request, settings.timeout)
         if encoded is None:
             return Response(status_code=CLIENT_LEFT)
         vectors = protocol.truncate(encoded.vectors, wanted.dim, normalised=served.normalised)
@@ -154,12 +158,12 @@ def _add_descriptions(app: FastAPI, served: Served, metrics: Metrics) -> None:
     space = _space_answer(served.space) if served.space else None
     plain_text: dict[int | str, dict[str, Any]] = {200: {"content": {"text/plain": {}}}}
 
-    @app.get("/v1/models", responses=_errors(401))
+    @app.get("/v1/models", responses=errors(401))
     async def models() -> protocol.ModelList:
         """The names that requests may ask for."""
         return protocol.ModelList(object="list", data=list(cards.values()))
 
-    @app.get("/v1/models/{name:path}", responses=_errors(401, 404))
+    @app.get("/v1/models/{name:path}", responses=errors(401, 404))
     async def model(name: str) -> protocol.ModelCard:
         """One of them."""
         if name not in cards:
@@ -167,19 +171,19 @@ def _add_descriptions(app: FastAPI, served: Served, metrics: Metrics) -> None:
             raise Refusal(404, f"The model {name!r} does not exist; this server has {there}.", code="model_not_found")
         return cards[name]
 
-    @app.get("/v1/space", response_model=protocol.SpaceAnswer, responses=_errors(401, 404))
+    @app.get("/v1/space", response_model=protocol.SpaceAnswer, responses=errors(401, 404))
     async def the_space() -> Response:
         """Which vector space the answers lie in, with canary texts and the teacher's vectors of them."""
         if space is None:
             raise Refusal(404, "This model carries no space.json: it does not say which vector space it answers in.")
         return Response(space, media_type="application/json")
 
-    @app.get("/health")
+    @app.get("/health", openapi_extra=NO_KEY)
     async def health() -> protocol.Health:
         """Ready whenever it answers. Needs no key."""
         return protocol.Health(status="ok", model=served.names[0], dim=served.dim, space=served.space_id)
 
-    @app.get("/metrics", response_class=Response, responses={**plain_text, **_errors(401)})
+    @app.get("/metrics", response_class=Response, responses={**plain_text, **errors(401)})
     async def the_metrics() -> Response:
         """Requests, texts, tokens, batch sizes and times, for Prometheus."""
         return Response(metrics.text(), headers={"content-type": "text/plain; version=0.0.4; charset=utf-8"})
@@ -192,7 +196,7 @@ def _space_answer(space: Space) -> bytes:
     return to_json(answer)
 
 
-async def _read_body(request: Request, settings: Settings) -> bytes:
+async def read_body(request: Request, settings: Settings) -> bytes:
     """The body, counted as it arrives. Raises `Refusal`: 415, 413, 408."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json":
@@ -216,8 +220,17 @@ async def _read_body(request: Request, settings: Settings) -> bytes:
     return bytes(body)
 
 
-async def _wait(answer: asyncio.Future[Encoded], request: Request, timeout: float) -> Encoded | None:
-    """The vectors, or None when the client has left. Raises `Refusal`: 400 for bad texts, 503, 500."""
+async def encode(
+    batcher: Batcher, texts: Sequence[str], role: Role, request: Request, timeout: float
+) -> Encoded | None:
+    """The vectors of a request whose body is read; None when the client has left.
+
+    Raises `Refusal`: 400 for bad texts, 503 for a full queue and after `timeout` seconds, 500.
+    """
+    try:
+        answer = batcher.submit(texts, role)
+    except QueueFull:
+        raise overloaded("More texts are waiting than this server takes; try again.") from None
     left = asyncio.ensure_future(request.receive())  # the body is read: all that can still come is the disconnect
     either: set[asyncio.Future[Any]] = {answer, left}
     try:
@@ -226,7 +239,7 @@ async def _wait(answer: asyncio.Future[Encoded], request: Request, timeout: floa
             return answer.result()
         if left.done():
             return None
-        raise _overloaded(f"No vectors within {timeout:g} s: more is asked than this machine can encode.")
+        raise overloaded(f"No vectors within {timeout:g} s: more is asked than this machine can encode.")
     except LeafError as error:
         raise Refusal(400, str(error), param="input") from error
     except Refusal:
@@ -238,7 +251,8 @@ async def _wait(answer: asyncio.Future[Encoded], request: Request, timeout: floa
         answer.cancel()
 
 
-def _overloaded(message: str) -> Refusal:
+def overloaded(message: str) -> Refusal:
+    """503, with the time after which to try again."""
     return Refusal(503, message, code="overloaded", headers={"retry-after": str(RETRY_AFTER)})
 
 
@@ -266,7 +280,8 @@ def _answer(refusal: Refusal) -> Response:
     return Response(refusal.body(), status_code=refusal.status, headers=headers, media_type="application/json")
 
 
-def _errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
+def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """What `responses` of a route says of these statuses."""
     return {status: {"model": protocol.ErrorAnswer} for status in statuses}
 
 
@@ -276,7 +291,6 @@ def _openapi(app: FastAPI, settings: Settings) -> dict[str, Any]:
         if settings.api_key:
             schema["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
             schema["security"] = [{"key": []}]
-            schema["paths"]["/health"]["get"]["security"] = []
         app.openapi_schema = schema
     return app.openapi_schema
 
@@ -284,9 +298,11 @@ def _openapi(app: FastAPI, settings: Settings) -> dict[str, Any]:
 class Gate:
     """Asks for the key and counts, around every route so that none is forgotten. Plain ASGI: every request passes."""
 
-    def __init__(self, app: ASGIApp, *, metrics: Metrics, api_key: str | None) -> None:
+    def __init__(self, app: ASGIApp, *, routes: Sequence[Any], metrics: Metrics, api_key: str | None) -> None:
         self._app, self._metrics = app, metrics
         self._expected = f"Bearer {api_key}".encode() if api_key else None
+        self._paths = {path for route in routes if (path := getattr(route, "path", None))}
+        self._open = {route.path for route in routes if getattr(route, "openapi_extra", None) == NO_KEY}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request."""
@@ -306,11 +322,11 @@ class Gate:
                 app: Callable[..., Any] = self._app if self._allowed(scope) else _answer(UNAUTHORISED)
                 await app(scope, receive, watched)
             finally:
-                endpoint = path if path in PATHS else "/v1/models" if path.startswith("/v1/models/") else "other"
+                endpoint = path if path in self._paths else "/v1/models" if path.startswith("/v1/models/") else "other"
                 self._metrics.requests.labels(endpoint, str(status)).inc()
 
     def _allowed(self, scope: Scope) -> bool:
-        if self._expected is None or scope["path"] == "/health":
+        if self._expected is None or scope["path"] in self._open:
             return True
         given = next((value for name, value in scope["headers"] if name == b"authorization"), b"")
         scheme, _, key = given.partition(b" ")

@@ -30,10 +30,11 @@ class QueueFull(Exception):
 
 
 class Encoded(NamedTuple):
-    """Vectors, float32 `[n, dim]`, and how many tokens the texts had."""
+    """Vectors, float32 `[n, dim]`, how many tokens the texts had, and the encoder's time for their batches."""
 
     vectors: Vectors
     num_tokens: int
+    seconds: float
 
 
 @dataclass(eq=False)
@@ -49,6 +50,7 @@ class Job:
     taken: int = 0
     """Texts that batches have taken so far."""
     num_tokens: int = 0
+    seconds: float = 0.0
 
 
 class Piece(NamedTuple):
@@ -167,7 +169,7 @@ class Batcher:
         row = 0
         for piece in batch:
             size = piece.stop - piece.start
-            vectors, counts = (part[row : row + size] for part in whole)
+            vectors, counts = (part[row : row + size] for part in whole[:2])
             row += size
             # A lookup table has no tokens for some texts. Neither NaN nor a vector of zeros is an answer.
             bad = np.flatnonzero(~(np.isfinite(vectors).all(axis=1) & vectors.any(axis=1)))
@@ -176,16 +178,18 @@ class Batcher:
                     LeafError(f"input {piece.start + bad[0]} has no vector: the model finds nothing to read in it")
                 )
             else:
-                outcomes.append(Encoded(vectors, int(counts.sum())))
+                outcomes.append(Encoded(vectors, int(counts.sum()), whole[2]))
         return outcomes
 
-    def _encode_texts(self, texts: list[str], role: Role) -> tuple[Vectors, np.ndarray]:
+    def _encode_texts(self, texts: list[str], role: Role) -> tuple[Vectors, np.ndarray, float]:
         encode = self._encoder.encode_query if role == "query" else self._encoder.encode_document
+        began = time.perf_counter()
         vectors = encode(texts, batch_size=self._settings.max_batch)
+        seconds = time.perf_counter() - began
         if vectors.shape != (len(texts), self._encoder.dim):
             raise RuntimeError(f"{self._encoder.name} answered {vectors.shape} for {len(texts)} texts")
         counts = self._count_tokens(texts, role) if self._count_tokens else [0] * len(texts)
-        return vectors, np.asarray(counts)
+        return vectors, np.asarray(counts), seconds
 
     def _deliver(self, piece: Piece, outcome: Encoded | Exception) -> None:
         job = piece.job
@@ -199,8 +203,9 @@ class Batcher:
         self._metrics.tokens.labels(job.role).inc(outcome.num_tokens)
         job.vectors[piece.start : piece.stop] = outcome.vectors
         job.num_tokens += outcome.num_tokens
+        job.seconds += outcome.seconds
         if piece.stop == len(job.texts) and not job.answer.done():
-            job.answer.set_result(Encoded(job.vectors, job.num_tokens))
+            job.answer.set_result(Encoded(job.vectors, job.num_tokens, job.seconds))
 
     def _drop(self, job: Job) -> None:
         """Forgets what no batch has taken: the client left, or an earlier piece failed. Nothing is left of others."""
@@ -210,4 +215,4 @@ class Batcher:
 
     def _add_waiting(self, num_texts: int) -> None:
         self._num_waiting += num_texts
-        self._metrics.waiting.set(self._num_waiting)
+        self._metrics.waiting.inc(num_texts)

@@ -154,16 +154,8 @@ class EmbeddingRequest:
 
 def parse(body: bytes, settings: Settings, names: tuple[str, ...], dim: int) -> EmbeddingRequest:
     """The request in `body`. Raises `Refusal` (400, or 404 for an unknown model)."""
-    try:
-        data = from_json(body, allow_inf_nan=False)
-    except ValueError as error:  # also for nesting, digits and lone surrogates beyond what JSON readers agree on
-        raise Refusal(400, f"The body is not JSON: {error}.", code="invalid_json") from error
-    if not isinstance(data, dict):
-        raise Refusal(400, f"The body is {_kind(data)}; send an object with 'input' and 'model'.")
-    for field in data:
-        if field not in FIELDS:
-            raise Refusal(400, f"Unknown field {_short(field)}; known are {', '.join(FIELDS)}.", param=field[:100])
-    _check_model(data.get("model"), names)
+    data = read_object(body, FIELDS, "'input' and 'model'")
+    check_model(data.get("model"), names)
     return EmbeddingRequest(
         texts=_texts(data.get("input"), settings),
         role=ROLES[_choice(data, "input_type", tuple(ROLES), default="query")],
@@ -172,19 +164,34 @@ def parse(body: bytes, settings: Settings, names: tuple[str, ...], dim: int) -> 
     )
 
 
-def _check_model(model: Any, names: tuple[str, ...]) -> None:
+def read_object(body: bytes, known: tuple[str, ...], needed: str) -> dict[str, Any]:
+    """The JSON object in `body`. Raises `Refusal` (400), also for a field that is not among `known`."""
+    try:
+        data = from_json(body, allow_inf_nan=False)
+    except ValueError as error:  # also for nesting, digits and lone surrogates beyond what JSON readers agree on
+        raise Refusal(400, f"The body is not JSON: {error}.", code="invalid_json") from error
+    if not isinstance(data, dict):
+        raise Refusal(400, f"The body is {kind(data)}; send an object with {needed}.")
+    for field in data:
+        if field not in known:
+            raise Refusal(400, f"Unknown field {short(field)}; known are {', '.join(known)}.", param=field[:100])
+    return data
+
+
+def check_model(model: Any, names: tuple[str, ...]) -> None:
+    """Raises `Refusal` unless `model` is one of `names`: 404 for another name, 400 for what is none."""
     served = " or ".join(repr(name) for name in names)
     if not isinstance(model, str):
-        raise Refusal(400, f"'model' is {_kind(model)}; it must be {served}.", param="model")
+        raise Refusal(400, f"'model' is {kind(model)}; it must be {served}.", param="model")
     if model not in names:
-        message = f"The model {_short(model)} does not exist; this server has {served}."
+        message = f"The model {short(model)} does not exist; this server has {served}."
         raise Refusal(404, message, param="model", code="model_not_found")
 
 
 def _texts(value: Any, settings: Settings) -> list[str]:
     texts = [value] if isinstance(value, str) else value
     if not isinstance(texts, list):
-        raise Refusal(400, f"'input' is {_kind(value)}; send a string or a list of strings.", param="input")
+        raise Refusal(400, f"'input' is {kind(value)}; send a string or a list of strings.", param="input")
     if not texts:
         raise Refusal(400, "'input' is an empty list; send at least one text.", param="input")
     if len(texts) > settings.max_texts:
@@ -195,12 +202,12 @@ def _texts(value: Any, settings: Settings) -> list[str]:
         if isinstance(text, int | list) and not isinstance(text, bool):
             raise Refusal(
                 400,
-                f"{where} is {_kind(text)}: token ids of another tokenizer mean nothing to this model. Send text "
+                f"{where} is {kind(text)}: token ids of another tokenizer mean nothing to this model. Send text "
                 "(in LangChain: check_embedding_ctx_length=False).",
                 param="input",
             )
         if not isinstance(text, str):
-            raise Refusal(400, f"{where} is {_kind(text)}; every input must be a string.", param="input")
+            raise Refusal(400, f"{where} is {kind(text)}; every input must be a string.", param="input")
         if not text:
             raise Refusal(400, f"{where} is an empty string; it has no vector.", param="input")
         if len(text) > settings.max_characters:
@@ -216,7 +223,7 @@ def _dimensions(value: Any, dim: int) -> int:
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= dim:
-        shown = value if isinstance(value, int | float) and abs(value) < 1e9 else _kind(value)
+        shown = value if isinstance(value, int | float) and abs(value) < 1e9 else kind(value)
         raise Refusal(400, f"'dimensions' is {shown}; it must be an integer from 1 to {dim}.", param="dimensions")
     return value
 
@@ -226,16 +233,18 @@ def _choice(data: dict[str, Any], field: str, allowed: tuple[str, ...], default:
     if value is None:
         return default
     if not isinstance(value, str) or value not in allowed:
-        shown = _short(value) if isinstance(value, str) else _kind(value)
+        shown = short(value) if isinstance(value, str) else kind(value)
         raise Refusal(400, f"'{field}' is {shown}; it must be one of {', '.join(allowed)}.", param=field)
     return value
 
 
-def _short(text: str) -> str:
+def short(text: str) -> str:
+    """A text in quotes, for an error."""
     return repr(text if len(text) <= 80 else text[:77] + "...")
 
 
-def _kind(value: Any) -> str:
+def kind(value: Any) -> str:
+    """What a JSON value is, for an error."""
     kinds = {type(None): "missing or null", bool: "a boolean", dict: "an object", list: "a list", str: "a string"}
     return kinds.get(type(value), "a number")
 
