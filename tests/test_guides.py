@@ -41,6 +41,7 @@ NOT_RUN = {
     "pip install": "reaches for a network",
     "export HEAD=": "asks Slurm",
     "ray start": "leaves processes behind; its options are looked at",
+    "leaf export runs/mine/student --web": "fetches with npm; tests/export/test_web_chromium.py has the page",
     "leaf embed leaf-ir --cluster": "a Ray cluster takes half a minute; tests/teacher/test_cluster.py has real ones",
 }
 #: Seconds instead of hours, by recipe: `--set` is given to every verb that takes it.
@@ -81,7 +82,8 @@ def place(tmp_path_factory):
         (folder / name).write_text("".join(next(texts) + "\n" for _ in range(count)), encoding="utf-8")
     passages = (folder / "passages.txt").read_text(encoding="utf-8").splitlines()
     for number in range(2):
-        pq.write_table(pa.table({"body": passages[number::2]}), folder / f"passages-{number}.parquet")
+        years = [2019 + at % 4 for at, _ in enumerate(passages[number::2])]
+        pq.write_table(pa.table({"body": passages[number::2], "year": years, "lang": ["en"] * len(years)}), folder / f"passages-{number}.parquet")
     (folder / "words.txt").write_text("ebb\nOslo\n", encoding="utf-8")
     embeddings = Embeddings(dim=512)
     np.save(folder / "vectors.npy", embeddings.vectors(passages))
@@ -186,7 +188,8 @@ def serve(arguments, place):
     try:
         for _ in range(300):
             try:
-                status, _, answer = ask(f"http://127.0.0.1:{port}", body={"model": "student-q8", "input": ["ba be"]})
+                name = "student" if "--index" in arguments else "student-q8"
+                status, _, answer = ask(f"http://127.0.0.1:{port}", body={"model": name, "input": ["ba be"]})
                 break
             except ConnectionError:
                 assert server.poll() is None, server.stderr.read().decode()
@@ -202,8 +205,8 @@ def serve(arguments, place):
 
 @pytest.mark.parametrize("name", GUIDES)
 def test_a_guide_can_be_followed(follow, name):
-    if name == "adapting":
-        follow("own-corpus")  # it begins from that student
+    if name in ("adapting", "search"):
+        follow("own-corpus")  # these begin from that student
     printed, _ = follow(name)
     assert printed
 
@@ -263,6 +266,30 @@ def test_adapting_reports_both_sides(follow):
         page = Path(f"runs/{name}/report.md").read_text(encoding="utf-8")
         assert "Before and after: student" in page
         assert "On guard texts, ε" in page
+
+
+def test_one_index_is_asked_by_student_and_teacher(follow):
+    follow("own-corpus")
+    printed, _ = follow("search")
+    searches = {command: out for command, out in printed.items() if command.startswith("leaf search")}
+    assert [out.splitlines()[-1].partition(":")[0] for out in searches.values() if out[:1] != "{"] == [
+        "student", "model", "student-q8",
+    ]  # fmt: skip
+    (found,) = [json.loads(out) for out in searches.values() if out[:1] == "{"]
+    assert [len(each["hits"]) for each in found["answers"]] == [3]
+    assert all(hit["metadata"]["year"] >= 2020 for each in found["answers"] for hit in each["hits"])
+    assert any("(2 deleted)" in out for out in printed.values())
+
+
+def test_an_index_in_postgresql_is_made_and_asked(follow, place, run, request):
+    follow("own-corpus")
+    follow("search")
+    place.known["postgres"] = request.getfixturevalue("postgres").url
+    page = steps(GUIDES["search"].read_text(encoding="utf-8"))
+    made, copied, asked = walk([each for each in page if is_about_postgres(each)], place, run).values()
+    assert "160 documents × 24, float16  (160 added)" in made
+    assert "158 documents × 24, float16  (158 added)" in copied
+    assert asked.splitlines()[-1].startswith("student-q8: ")
 
 
 def test_ranks_make_the_files_that_one_process_makes(follow):

@@ -236,7 +236,8 @@ while True:
     print("begin", flush=True)
     with store.writing() as writer:
         for at in range(0, 4000, 1000):
-            writer.put([Document(str(each), f"version {number}") for each in range(at, at + 1000)], rows[at : at + 1000])
+            some = range(at, at + 1000)
+            writer.put([Document(str(each), f"version {number}") for each in some], rows[at : at + 1000])
     print(number, flush=True)
 """
 

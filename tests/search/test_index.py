@@ -348,7 +348,7 @@ def test_the_command_line_indexes_and_searches(run, files, tmp_path, teacher_fol
         (("index", files, "--model", teacher_folder), "say where the index is"),
         (("index", "--out", target), "nothing to index"),
         (("index", files, "--out", tmp_path / "new"), "needs --model TEACHER"),
-        (("index", files, "--out", target, "--precision", "binary"), "is there already"),
+        (("index", files, "--out", target, "--precision", "binary"), "has --precision int8, not binary"),
         (("index", files, "--out", target, "--delete", "d01"), "two changes"),
         (("index", files, "--out", target, "--model", foreign), "is not the teacher of this space"),
         (("index", tmp_path / "none.jsonl", "--out", target), "no file"),

@@ -74,12 +74,17 @@ def verify(
 ) -> None:
     """Does it live in the space it claims? Encodes the canaries and compares; exit code 1 when it does not.
 
-    Of a folder, every form is checked: the PyTorch weights and each ONNX file.
+    Of a folder, every form is checked: the PyTorch weights and each ONNX file. Of an index, every file is read, and its
+    encoders (or --model) are compared with the vectors of its documents' encoder.
     """
     from dataclasses import asdict
 
+    from leaf.search.store import exists, is_url
     from leaf.verifying import verify as check
 
+    if is_url(target) or exists(target):
+        _verify_index(target, model, device, as_json=as_json)
+        return
     forms: list[dict[str, Any]] = []
     for form in check(target, model, device):
         if not forms and not as_json:
@@ -358,6 +363,27 @@ def _retention(
 
     check_figure(figure)
     return retention([*records.read(folder), *records.read(folder / Path(EXPORTED).name)], models())
+
+
+def _verify_index(target: str, model: str | None, device: str | None, *, as_json: bool) -> None:
+    from dataclasses import asdict
+
+    from leaf.search.making import describe, verify_index
+
+    known, askers = describe(target), list(verify_index(target, model, device))
+    if as_json:
+        print_json({**known, "encoders": [asdict(each) for each in askers]})
+    else:
+        stdout.print(f"{target}: {known['documents']:,} documents, whole; space {known['space']}", soft_wrap=True)
+        for each in askers:
+            if each.refused is None:
+                assert each.matched is not None, "it was asked"
+                share = f"{100 * each.matched:.0f} % nearest to their own"
+                stdout.print(f"in the space  cosine {each.cosine:.4f}  {share}  {each.model}", soft_wrap=True)
+            else:
+                stdout.print(f"NOT in the space  {each.model}: {each.refused}", soft_wrap=True)
+    if any(each.refused for each in askers):
+        raise SystemExit(1)
 
 
 def _lines(file: Path) -> list[str]:

@@ -13,7 +13,9 @@ filters.py    conditions on metadata
 documents.py  documents from files
 folder.py     the store in a folder; segments.py its files, codes.py what is searched first
 postgres.py   PostgreSQL with pgvector; mongodb.py MongoDB Vector Search
-server.py     the search page of `leaf serve --index`
+databases.py  what the two have in common
+making.py     what `leaf index` does; unfinished.py keeps vectors of a change that was stopped
+server.py     the search page of `leaf serve --index`; askers.py who may ask there, protocol.py what is asked
 """
 
 from leaf.search.index import Index

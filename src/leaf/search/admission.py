@@ -112,17 +112,24 @@ def _difference(stated: Mapping[str, Any], known: Mapping[str, Any]) -> str:
     return ""
 
 
-def _ask_canaries(encoder: Encoder, space: Space) -> None:
+def matched(encoder: Encoder, space: Space) -> tuple[float, float]:
+    """Share of the canaries asked that lie nearest to their own vector among all, and their mean cosine to it."""
     rows = [row for row, kind in enumerate(space.kinds) if kind == "query"][:NUM_ASKED]
     rows = rows or list(range(min(NUM_ASKED, len(space.texts))))
     found = encode_canaries(encoder, [space.texts[row] for row in rows], [space.kinds[row] for row in rows])
     cosines: Vectors = normalised(found) @ normalised(space.vectors).T
-    matched = float((cosines.argmax(axis=1) == np.array(rows)).mean())
-    if matched < MIN_MATCHED:
-        own = float(cosines[np.arange(len(rows)), rows].mean())
+    # A text that is a canary in both roles has two vectors of its own.
+    own = np.array([[text == space.texts[row] for text in space.texts] for row in rows])
+    nearest = own[np.arange(len(rows)), cosines.argmax(axis=1)]
+    return float(nearest.mean()), float(cosines[np.arange(len(rows)), rows].mean())
+
+
+def _ask_canaries(encoder: Encoder, space: Space) -> None:
+    share, cosine = matched(encoder, space)
+    if share < MIN_MATCHED:
         raise LeafError(
-            f"{encoder.name} does not answer in the space of {_teacher(space)}: {100 * matched:.0f} % of {len(rows)} "
-            f"canary texts lie nearest to their own vector (mean cosine {own:.2f}); ask with a student of that model"
+            f"{encoder.name} does not answer in the space of {_teacher(space)}: {100 * share:.0f} % of the canary "
+            f"texts lie nearest to their own vector (mean cosine {cosine:.2f}); ask with a student of that model"
         )
 
 

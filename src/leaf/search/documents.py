@@ -7,6 +7,7 @@ Of a table, the column `text` is the text, `title` the title, `_id` or `id` the 
 plain values is metadata. Nothing is repaired: a row that is no document is an error that names its place.
 """
 
+import glob
 import gzip
 import json
 import zlib
@@ -37,7 +38,7 @@ ROWS = 2048
 
 
 class DocumentFiles:
-    """Documents of files and folders, in their order; read anew at every iteration, in O(batch) memory.
+    """Documents of files, folders and globs, in their order; read anew at every iteration, in O(batch) memory.
 
     `text`, `id` and `title` name columns; None takes the usual ones. Where there is no id, documents are numbered over
     all files, from 1. `vectors` names a Parquet column of vectors, or an .npy file `[n, dim]` of rows in this order.
@@ -54,7 +55,7 @@ class DocumentFiles:
         vectors: str | None = None,
     ) -> None:
         self._text, self._id, self._title, self._vectors = text, id, title, vectors
-        self.files = [file for path in paths for file in _files(Path(path).expanduser())]
+        self.files = [file for path in paths for each in _globbed(path) for file in _files(each)]
         self._said: set[str] = set()
 
     def __len__(self) -> int:
@@ -135,6 +136,12 @@ class _File:
     path: Path
     name: str = ""
     whole: bool = False
+
+
+def _globbed(path: str | Path) -> list[Path]:
+    path = Path(path).expanduser()
+    found = [] if path.exists() else sorted(map(Path, glob.glob(str(path), recursive=True)))
+    return found or [path]
 
 
 def _files(path: Path) -> list[_File]:

@@ -1,6 +1,7 @@
 """Making an index of files, or of another index: what `leaf index` does."""
 
 import itertools
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -10,7 +11,9 @@ from leaf.errors import LeafError
 from leaf.loading import load
 from leaf.progress import progress
 from leaf.search import store as stores
+from leaf.search.admission import MIN_MATCHED, matched
 from leaf.search.documents import DocumentFiles
+from leaf.search.folder import FolderStore
 from leaf.search.index import Changes, Index
 from leaf.search.store import Stored
 from leaf.space import SPACE_FILE, Space
@@ -61,8 +64,8 @@ def index_files(
             table=table,
         ) as index:
             return Changes(added=len(index))
-    _only_for_new(target, plan)
     with Index.open(target, table) as index:
+        _check_same(index, plan)
         asked = None if vectors is not None else _open(plan.model or index.document_model, files, plan)
         changes = index.put(files, asked, vectors=vectors, prune=prune, batch_size=plan.batch_size)
         if plan.queries:
@@ -104,6 +107,37 @@ def copy_index(source: str, target: str, plan: Plan, *, table: str | None = None
         return Changes(added=len(old))
 
 
+@dataclass(frozen=True)
+class Asker:
+    """Whether an encoder may ask an index."""
+
+    model: str
+    matched: float | None
+    """Share of the canaries that lie nearest to their own vector; None where the encoder could not be asked."""
+    cosine: float | None
+    """Mean cosine of the canaries to their own vector."""
+    refused: str | None
+    """The reason, None for one that may ask."""
+
+
+def verify_index(target: str, model: str | None, device: str | None, table: str | None = None) -> Iterator[Asker]:
+    """Reads every file of an index whole, then lets `model` (None: every encoder that it knows) encode the canaries.
+
+    Raises `LeafError` for a file that is not as it was written.
+    """
+    with Index.open(target, table) as index:
+        if isinstance(index.store, FolderStore):
+            index.store.check()
+        for each in [model] if model is not None else index.encoders().values():
+            try:
+                encoder = load(each, device=device)
+                index.admit(encoder)
+                share, cosine = matched(encoder, index.space)
+                yield Asker(each, share, cosine, None if share >= MIN_MATCHED else "it misses the canaries")
+            except LeafError as error:
+                yield Asker(each, None, None, str(error))
+
+
 def describe(target: str, table: str | None = None) -> dict[str, Any]:
     """An index in short, as plain data."""
     with Index.open(target, table) as index:
@@ -126,9 +160,18 @@ def _open(model: str, files: DocumentFiles, plan: Plan) -> Encoder:
     return encoder
 
 
-def _only_for_new(target: str, plan: Plan) -> None:
-    if plan.precision is not None or plan.truncate_dim is not None:
-        raise LeafError(f"{target} is there already; --precision and --truncate are for a new index")
+def _check_same(index: Index, plan: Plan) -> None:
+    """Raises `LeafError` where vectors that are there would have to lie otherwise."""
+    known = index.settings
+    for asked, is_now, option in (
+        (plan.precision, known.precision, "--precision"),
+        (plan.truncate_dim, known.dim, "--truncate"),
+    ):
+        if asked is not None and asked != is_now:
+            raise LeafError(
+                f"{index.store.name} has {option} {is_now}, not {asked}; leave it out, or copy the index: leaf index "
+                f"--from {index.store.name} {option} {asked} --out NEW"
+            )
 
 
 def _beside(model: str, target: str) -> str:

@@ -116,7 +116,7 @@ class Segment:
     @functools.cached_property
     def vectors(self) -> NDArray[Any]:
         """float16 or float32 `[rows, dim]`, mapped from the file."""
-        vectors: NDArray[Any] = np.load(self.folder / VECTORS, mmap_mode="r")
+        vectors: NDArray[Any] = np.asarray(np.load(self.folder / VECTORS, mmap_mode="r"))
         if vectors.shape != (self.rows, self.settings.dim):
             raise LeafError(f"{self.folder / VECTORS} is damaged: shape {vectors.shape}; index the documents again")
         return vectors
@@ -183,7 +183,7 @@ class Segment:
 
     def id(self, row: int) -> str:
         """The id of one row."""
-        found: str = self._batches[row // BATCH].column("id")[row % BATCH].as_py()
+        found: str = self._columns[row // BATCH]["id"][row % BATCH].as_py()
         return found
 
     def digest(self, row: int) -> str:
@@ -201,12 +201,19 @@ class Segment:
         found = self._record(row)
         return Document(found.pop("id"), found.pop("text"), found.pop("title"), found)
 
+    @functools.cached_property
+    def _columns(self) -> list[dict[str, Any]]:
+        # Arrow makes a new object at every call for a column, and documents are looked up a thousand times a second.
+        names = [name for name in self.table.schema.names if name != "digest"]
+        return [{name: batch.column(name) for name in names} for batch in self._batches]
+
     def _record(self, row: int) -> dict[str, Any]:
-        batch, at = self._batches[row // BATCH], row % BATCH
-        names = batch.schema.names
-        values = {name: batch.column(column)[at].as_py() for column, name in enumerate(names) if name != "digest"}
-        found = {name: value for name, value in values.items() if value is not None}
-        return found | {name: float(found[name]) for name in self._floats if name in found}
+        columns, at = self._columns[row // BATCH], row % BATCH
+        found = {name: value for name, column in columns.items() if (value := column[at].as_py()) is not None}
+        for name in self._floats:
+            if name in found:
+                found[name] = float(found[name])
+        return found
 
     def matching(self, condition: Filter) -> Mask:
         """Which rows meet `condition` and are not gone, `[rows]`."""
