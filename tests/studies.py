@@ -21,6 +21,7 @@ from leaf.report.words import Table
 
 ROOT = Path(__file__).parent.parent
 LADDER, CURVES, SWEEPS, EXPORT = (ROOT / "results" / name for name in ("ladder", "curves", "sweeps", "export"))
+SEARCH = ROOT / "results" / "search"
 
 
 def ladder() -> str:
@@ -239,3 +240,53 @@ def markdown_table(rows: Table) -> str:
     """Rows, the first of them a header, as Markdown; two leading spaces indent."""
     lines = [f"| {' | '.join(row)} |".replace("|   ", "| &nbsp;&nbsp;") for row in rows]
     return "\n".join([lines[0], "|--|" + "--:|" * (len(rows[0]) - 1), *lines[1:]]) + "\n"
+
+
+def searched() -> str:
+    """What an index finds of the exact ten, how fast, and what building one takes."""
+    record = json.loads((SEARCH / "search.json").read_text(encoding="utf-8"))
+    rows = ["| `--precision` | recall@10 | ms a search | MB | built in | a million documents | memory, building |"]
+    rows.append("|---|--:|--:|--:|--:|--:|--:|")
+    for name, each in record["precisions"].items():
+        million = record["million"].get(name)
+        last = f"{million['build_seconds']:.0f} s, {million['search_ms']:.1f} ms a search" if million else ""
+        memory = f"{million['peak_mib']:,} MiB" if million else ""
+        rows.append(
+            f"| {name} | {each['recall']:.3f} | {each['search_ms']:.2f} | {each['mb']:.0f} | "
+            f"{each['build_seconds']:.0f} s | {last} | {memory} |"
+        )
+    ends = [
+        f"{name} {each['two_threads']:,.0f} (least of three rounds {each['two_threads_least']:,.0f})"
+        for name, each in record["end_to_end"].items()
+    ]
+    exact = ", ".join(
+        f"{int(count):,}: {each['exact']:.2f} and {each['graph']:.2f} ms"
+        for count, each in record["exact_or_graph"].items()
+    )
+    hardware = record["provenance"]["hardware"]
+    asked = f"{record['documents']:,} documents × {record['dim']} of all-MiniLM-L6-v2 and {record['queries']:,} queries"
+    return (
+        "\n".join(rows)
+        + f"\n\n{asked}, {record['cores']} cores ({hardware['cpu']}); recall against comparing with all. Text in, "
+        "documents out, int8, one "
+        f"question at a time from two threads, searches a second: {'; '.join(ends)}. Comparing with all beside asking "
+        f"a graph, by how many documents there are: {exact}.\n"
+    )
+
+
+def swapped() -> str:
+    """scifact, indexed once: nDCG@10 of every query encoder, by `leaf evaluate` and by the index."""
+    record = json.loads((SEARCH / "scifact.json").read_text(encoding="utf-8"))
+    precisions = list(record["encoders"][0]["approximate"])
+    rows = [
+        f"| who asks | `leaf evaluate` | index, exact | {' | '.join(f'{each}, not exact' for each in precisions)} |"
+    ]
+    rows.append(f"|---|{'--:|' * (2 + len(precisions))}")
+    for each in record["encoders"]:
+        values = [each["evaluate"], each["exact"]["float32"], *each["approximate"].values()]
+        rows.append(f"| {each['encoder']} | {' | '.join(f'{100 * value:.2f}' for value in values)} |")
+    largest = max(each["largest_difference"] for each in record["encoders"])
+    return (
+        "\n".join(rows)
+        + f"\n\nThe largest difference of a single claim between the first two columns is {largest:g}.\n"
+    )

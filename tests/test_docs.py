@@ -41,6 +41,7 @@ TABLES = {
     "train": recipe.Train,
     "evaluate": recipe.Evaluate,
     "export": recipe.Export,
+    "index": recipe.Index,
     "sweep": recipe.Sweep,
 }
 
@@ -123,7 +124,8 @@ def reference():
     headings = {"[teacher]": recipe.Teacher, "[teacher.api]": recipe.Api, "[teacher.vectors]": recipe.OwnedVectors,
                 "[student], or each of [[students]]": recipe.Student, "[[texts]]": recipe.TextSource,
                 "[texts.about]": recipe.About, "[prepare]": recipe.Prepare, "[train]": recipe.Train,
-                "[evaluate]": recipe.Evaluate, "[export]": recipe.Export, "[sweep]": recipe.Sweep}  # fmt: skip
+                "[evaluate]": recipe.Evaluate, "[export]": recipe.Export, "[index]": recipe.Index,
+                "[sweep]": recipe.Sweep}  # fmt: skip
     for heading, section in headings.items():
         page += ["", f"## `{heading}`", "", f"{section.__doc__}", "", "| field | default | |", "|---|---|---|"]
         for name, field in section.model_fields.items():
@@ -166,6 +168,8 @@ BLOCKS = [
     (DEPLOYMENT, "export", studies.exports),
     (DEPLOYMENT, "serve", studies.served),
     (ROOT / "docs" / "guides" / "adapting.md", "adapting", studies.adapted),
+    (ROOT / "docs" / "guides" / "search.md", "search", studies.searched),
+    (ROOT / "docs" / "guides" / "search.md", "scifact", studies.swapped),
     *((SWEEPS, name, functools.partial(studies.sweep, name)) for name in SWEPT),
 ]
 

@@ -83,7 +83,8 @@ def place(tmp_path_factory):
     passages = (folder / "passages.txt").read_text(encoding="utf-8").splitlines()
     for number in range(2):
         years = [2019 + at % 4 for at, _ in enumerate(passages[number::2])]
-        pq.write_table(pa.table({"body": passages[number::2], "year": years, "lang": ["en"] * len(years)}), folder / f"passages-{number}.parquet")
+        table = pa.table({"body": passages[number::2], "year": years, "lang": ["en"] * len(years)})
+        pq.write_table(table, folder / f"passages-{number}.parquet")
     (folder / "words.txt").write_text("ebb\nOslo\n", encoding="utf-8")
     embeddings = Embeddings(dim=512)
     np.save(folder / "vectors.npy", embeddings.vectors(passages))

@@ -26,7 +26,7 @@ def index_run(
     manifest.
     """
     assert recipe.index is not None, "the recipe asks for an index"
-    names = _names(recipe)
+    names, several = _names(recipe), len(recipe.texts) > 1
 
     def documents() -> Iterator[Document]:
         for texts, _ in shards:
@@ -34,7 +34,7 @@ def index_run(
             for row, (text, kind, source) in enumerate(zip(*shard, sources, strict=True)):
                 if kind == "document":
                     name, more = names.get(text, (f"{texts.stem}-{row}", {}))
-                    yield Document(name, text, metadata={"source": source, **more})
+                    yield Document(name, text, metadata={**({"source": source} if several else {}), **more})
 
     def vectors() -> Iterator[Vectors]:
         for texts, stored in shards:
@@ -63,6 +63,5 @@ def _names(recipe: Recipe) -> dict[str, tuple[str, dict[str, Value]]]:
     for source in recipe.texts:
         if source.source == "installed-docs":
             for entry in installed.entries(source.packages):
-                package = entry.name.partition(".")[0]
-                found.setdefault(entry.body, (entry.name, {"package": package, "summary": entry.summary or None}))
+                found.setdefault(entry.body, (entry.name, {"package": entry.name.partition(".")[0]}))
     return found

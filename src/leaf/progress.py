@@ -29,7 +29,7 @@ def say(message: str) -> None:
 class Bar:
     """One running count with an optional note, such as the current error."""
 
-    def __init__(self, description: str, total: int, bar: Progress | None, completed: int) -> None:
+    def __init__(self, description: str, total: int | None, bar: Progress | None, completed: int) -> None:
         self._description, self._total, self._bar = description, total, bar
         self._done = self._start = completed
         self._began = self._last_line = time.monotonic()
@@ -47,13 +47,14 @@ class Bar:
         if now - self._last_line >= LINE_INTERVAL:
             self._last_line = now
             rate = (self._done - self._start) / (now - self._began)
-            eta = f", {(self._total - self._done) / rate:.0f} s left" if rate > 0 else ""
-            say(f"{self._description}: {self._done:,}/{self._total:,}{eta}{'  ' + note if note else ''}")
+            eta = f", {(self._total - self._done) / rate:.0f} s left" if self._total is not None and rate > 0 else ""
+            of = "" if self._total is None else f"/{self._total:,}"
+            say(f"{self._description}: {self._done:,}{of}{eta}{'  ' + note if note else ''}")
 
 
 @contextmanager
-def progress(description: str, total: int, completed: int = 0) -> Iterator[Bar]:
-    """A `Bar` for `total` units of work, of which `completed` were done by an earlier run."""
+def progress(description: str, total: int | None, completed: int = 0) -> Iterator[Bar]:
+    """A `Bar` for `total` units of work (None: nobody knows), of which `completed` were done by an earlier run."""
     if not sys.stderr.isatty():
         yield Bar(description, total, None, completed)
         return

@@ -282,7 +282,7 @@ class Index:
         added = updated = unchanged = deleted = 0
         seen: set[str] = set()
         unfinished = Unfinished(self._scratch(), {"space": self.space.id, "model": self.settings.model})
-        with self.store.writing() as writer, progress("indexing", total or 0) as bar:
+        with self.store.writing() as writer, progress("indexing", total) as bar:
             for chunk, rows in _chunks(documents, vectors, self.space.dim):
                 _check_new(chunk, seen)
                 known = writer.known([each.id for each in chunk])

@@ -102,7 +102,8 @@ def copy_index(source: str, target: str, plan: Plan, *, table: str | None = None
             new.writing() as writer,
         ):
             for documents, vectors in old.store.rows():
-                writer.put(documents, settings.prepare(vectors))
+                # Preparing them once more would move their last digits.
+                writer.put(documents, vectors if settings.dim == old.settings.dim else settings.prepare(vectors))
                 bar.advance(len(documents))
         return Changes(added=len(old))
 
