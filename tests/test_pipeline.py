@@ -420,3 +420,28 @@ def free_port() -> int:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return int(listener.getsockname()[1])
+
+
+def test_a_run_may_end_with_an_index_of_its_documents_that_its_students_ask(tmp_path, teacher_folder, run):
+    settings = recipe(tmp_path, teacher_folder, index={"precision": "float32"}, evaluate={})
+    out = tmp_path / "out"
+    with Pipeline(settings, out, device="cpu").open() as pipeline:
+        for stage in (pipeline.texts, pipeline.embed, pipeline.train):
+            stage()
+        made = pipeline.index()
+        assert made["documents"] == 250
+        assert pipeline.index() == made  # complete: nothing is made again
+    code, printed, _ = run("search", out / "index", "ba be", "-k", 5, "--json")
+    found = json.loads(printed)
+    assert (code, found["model"], found["documents"]) == (0, "student-2l", 250)
+    # The vectors are those that the students were trained on, so the teacher finds each document by itself.
+    [document] = found["answers"][0]["hits"][:1]
+    code, printed, _ = run("search", out / "index", document["text"], "-k", 1, "--json", "--model", teacher_folder)
+    known = json.loads(printed)["answers"][0]["hits"][0]
+    teacher = leaf.load(teacher_folder, device="cpu")
+    asked, answer = teacher.encode_query([document["text"]])[0], teacher.encode_document([known["text"]])[0]
+    assert known["score"] == pytest.approx(
+        float(asked @ answer / np.linalg.norm(asked) / np.linalg.norm(answer)), abs=2e-3
+    )
+    with Pipeline(recipe(tmp_path, teacher_folder, evaluate={}), out, device="cpu").open() as pipeline:
+        assert pipeline.index() is None  # what is indexed may change, and nothing that was trained depends on it

@@ -3,23 +3,25 @@
     python results/search/scifact.py runs/demo/student-2l runs/demo/student-table --data ../shared/data
 
 The 5,183 documents of scifact are indexed once by all-MiniLM-L6-v2, in float32; the indices of the other precisions are
-copies of it. Every encoder asks the 300 claims, exactly and as the index is made to be asked, and nDCG@10 is compared
-with what `leaf evaluate --queries STUDENT --documents TEACHER` gives, claim by claim. All in float32.
+copies of it. Every encoder asks the 300 claims, exactly and as the index is made to be asked, and nDCG@10 is compared,
+claim by claim, with that of `leaf evaluate --queries STUDENT --documents TEACHER` (its own functions, on vectors that it
+encodes itself). All in float32.
 """
 
 import argparse
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import leaf
-from leaf import scoring
-from leaf.encoder import Encoder
+from leaf.encoder import AsymmetricEncoder, Encoder
 from leaf.evaluation.datasets import RetrievalSet, load_all
+from leaf.evaluation.evaluate import evaluate
 from leaf.evaluation.measures import mean, ndcg
-from leaf.evaluation.suite import Suite
+from leaf.evaluation.vectors import VectorCache
 from leaf.files import write_json
-from leaf.progress import say
+from leaf.progress import progress, say
 from leaf.provenance import provenance
 from leaf.search import Index, making
 from leaf.search import folder as store
@@ -41,7 +43,8 @@ def main() -> None:
     folder = options.data / "eval" / "retrieval" / "scifact"
     [dataset] = load_all(folder)
     assert isinstance(dataset, RetrievalSet)
-    expected = evaluated(options.students, folder)
+    models = [TEACHER, *options.students]
+    expected = evaluated(models, dataset)
     with tempfile.TemporaryDirectory() as name:
         scratch = Path(name)
         source = options.index or scratch / "float32"
@@ -51,7 +54,7 @@ def main() -> None:
         for precision in PRECISIONS:
             making.copy_index(str(source), str(scratch / f"graph-{precision}"), making.Plan(precision=precision))
             indices[precision] = Index.open(scratch / f"graph-{precision}")
-        record = [compared(model, indices, dataset, expected) for model in (TEACHER, *options.students)]
+        record = [compared(model, indices, dataset, own) for model, own in zip(models, expected, strict=True)]
     for row in record:
         say(
             f"{row['encoder']}: leaf evaluate {row['evaluate']:.6f}, index {row['exact']['float32']:.6f}, largest "
@@ -60,20 +63,21 @@ def main() -> None:
     write_json(options.out, {"dataset": dataset.digest, "encoders": record, "provenance": provenance()})
 
 
-def evaluated(students: list[str], folder: Path) -> dict[str, dict[str, float]]:
-    """Encoder → claim → nDCG@10 by `leaf evaluate`; the teacher's with its own queries."""
-    models = scoring.Models(students, TEACHER, "float32", "cpu")
-    measured = scoring.score(models, [folder], Suite(bm25=False), Path("runs/search/evaluation"), None)
-    wanted = [each for each in measured.scores if each.measure == "ndcg@10" and each.mode in ("teacher", "asymmetric")]
-    return {each.encoder: dict(each.per_query) for each in wanted}
+def evaluated(models: Sequence[str], dataset: RetrievalSet) -> list[dict[str, float]]:
+    """Claim → nDCG@10 of each model over the teacher's documents, as `leaf evaluate` scores it; the teacher first."""
+    teacher, cache = leaf.load(models[0], device="cpu"), VectorCache(Path("runs/search/evaluation"))
+    found = []
+    with progress("evaluating", cache.num_missing([(teacher, dataset)])) as bar:
+        for model in models:
+            pair = AsymmetricEncoder(leaf.load(model, device="cpu"), teacher)
+            scores = evaluate(pair, dataset, "asymmetric", cache, bar=bar)
+            found += [dict(each.per_query) for each in scores if each.measure == "ndcg@10"]
+    return found
 
 
-def compared(
-    model: str, indices: dict[str, Index], dataset: RetrievalSet, expected: dict[str, dict[str, float]]
-) -> dict[str, Any]:
+def compared(model: str, indices: dict[str, Index], dataset: RetrievalSet, own: dict[str, float]) -> dict[str, Any]:
     """One encoder over all indices."""
     encoder = leaf.load(model, device="cpu")
-    own = next(each for name, each in expected.items() if name in (encoder.name, Path(model).name.replace(":", "-")))
     exact = {name: asked(index, encoder, dataset, exact=True) for name, index in indices.items()}
     usual = {name: asked(index, encoder, dataset, exact=False) for name, index in indices.items()}
     return {

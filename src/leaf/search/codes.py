@@ -7,9 +7,9 @@ a graph over bits 2 ms for as many candidates.
 """
 
 import functools
+import mmap
 import os
 import queue
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -96,9 +96,13 @@ class Graph:
 
     def __init__(self, path: Path, settings: Settings) -> None:
         self._path, self._settings = path, settings
-        self._opening = threading.Lock()
-        self._views: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        self._unopened = os.cpu_count() or 1
+        # Mapped once and now: a writer may remove the file while searches still go on.
+        with open(path, "rb") as handle:
+            self._mapped = mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ)
+        #: Views of the file; None for one that is not opened yet.
+        self._views: queue.LifoQueue[Any] = queue.LifoQueue()
+        for _ in range(os.cpu_count() or 1):
+            self._views.put(None)
 
     @contextmanager
     def _view(self) -> Iterator[Any]:
@@ -106,11 +110,9 @@ class Graph:
 
         Searches in one view wait for each other, whichever threads they come from.
         """
-        with self._opening:
-            opens = self._unopened > 0 and self._views.empty()
-            self._unopened -= opens
-        view = self._open() if opens else self._views.get()
+        view = self._views.get()
         try:
+            view = self._open() if view is None else view
             yield view
         finally:
             self._views.put(view)
@@ -118,10 +120,8 @@ class Graph:
     def _open(self) -> Any:
         index = _empty(self._settings)
         try:
-            index.view(str(self._path))
+            index.view(self._mapped)
         except Exception as error:  # usearch raises what its C++ has
-            with self._opening:
-                self._unopened += 1
             raise LeafError(f"{self._path} is damaged ({error}); index the documents again") from error
         return index
 
@@ -139,6 +139,10 @@ class Graph:
 
     def candidates(self, vectors: Vectors, count: int) -> list[Rows]:
         """For each of float32 `[n, dim]` the rows of about `count` near documents, nearest first."""
+        if self._settings.similarity == "dot":
+            # A query's length changes no ranking, and one longer or shorter than documents would saturate or vanish.
+            vectors = vectors / np.maximum(np.abs(vectors).max(axis=1, keepdims=True), np.finfo(np.float32).tiny)
+            vectors *= np.float32(self._settings.limit or 1)
         codes = _codes(vectors, self._settings)
         with self._view() as view:
             if len(codes) == 1:

@@ -9,6 +9,7 @@ A reader holds one state of the index and takes up the next one by itself. A wri
 manifest names; the next writer removes them.
 """
 
+import errno
 import functools
 import os
 import threading
@@ -41,7 +42,7 @@ from leaf.search.segments import (
     write_segment,
 )
 from leaf.search.store import Document, Hit, Settings, check_width, ranked, widened
-from leaf.space import SPACE_FILE, Space
+from leaf.space import CANARIES_FILE, SPACE_FILE, Space
 
 MANIFEST, SEGMENTS, LOCK = "index.json", "segments", ".lock"
 VERSION = 1
@@ -59,8 +60,9 @@ GONE = 0.2
 class Snapshot:
     """One state of an index: its segments and what is remembered of them. Never changes; safe from any thread."""
 
-    def __init__(self, folder: Path, manifest: dict[str, Any]) -> None:
-        self.manifest = manifest
+    def __init__(self, folder: Path, manifest: dict[str, Any], stamp: tuple[int, int]) -> None:
+        self.manifest, self.stamp = manifest, stamp
+        self._building = threading.Lock()
         try:
             self.settings = Settings.from_json(manifest["settings"])
             segments = folder / SEGMENTS
@@ -75,14 +77,24 @@ class Snapshot:
     def _masks(self, condition: Filter) -> list[Mask]:
         return [segment.matching(condition) for segment in self.segments]
 
-    @functools.cached_property
+    @property
     def small(self) -> "Exact":
         """The segments that are searched whole."""
+        with self._building:  # once, whatever the number of threads that ask at first
+            return self._small
+
+    @property
+    def whole(self) -> "Exact":
+        """All segments, searched whole."""
+        with self._building:
+            return self._whole
+
+    @functools.cached_property
+    def _small(self) -> "Exact":
         return Exact(self, [at for at, each in enumerate(self.segments) if not each.has_codes])
 
     @functools.cached_property
-    def whole(self) -> "Exact":
-        """All segments, searched whole."""
+    def _whole(self) -> "Exact":
         return Exact(self, list(range(len(self.segments))))
 
     @functools.cached_property
@@ -172,7 +184,6 @@ class FolderStore:
         self.folder, self.name = folder, str(folder)
         self._reading = threading.Lock()
         self.space = Space.load(folder)
-        self._stamp: tuple[int, int] | None = None
         self._snapshot = self._load()
 
     @classmethod
@@ -191,15 +202,17 @@ class FolderStore:
         if folder.exists() and not folder.is_dir():
             raise LeafError(f"{folder} is a file; an index is a folder, name another place")
         if folder.is_dir() and any(folder.iterdir()) and not (folder / MANIFEST).is_file():
-            names = {each.name for each in folder.iterdir()}
-            if names - {SPACE_FILE, "canaries.safetensors", SEGMENTS, LOCK, ".unfinished"}:
+            # With what a process leaves that was killed while it made one.
+            names = {each.name for each in folder.iterdir() if each.suffix != ".tmp"}
+            if names - {SPACE_FILE, CANARIES_FILE, SEGMENTS, LOCK, ".unfinished"}:
                 raise LeafError(f"{folder} holds something that is no index; name a new folder")
-        if cls.exists(folder) and len(cls(folder)):
-            raise LeafError(f"{folder} is an index with documents already; add to it, or name another place")
         folder.mkdir(parents=True, exist_ok=True)
-        space.save(folder)
-        manifest = {"version": VERSION, "generation": 0, "settings": settings.to_json(), "columns": {}, "segments": []}
-        write_json(folder / MANIFEST, manifest)
+        with locked(folder):
+            if cls.exists(folder) and len(cls(folder)):
+                raise LeafError(f"{folder} is an index with documents already; add to it, or name another place")
+            space.save(folder)
+            start = {"version": VERSION, "generation": 0, "settings": settings.to_json(), "columns": {}, "segments": []}
+            write_json(folder / MANIFEST, start)
         return cls(folder)
 
     @staticmethod
@@ -263,7 +276,7 @@ class FolderStore:
 
     def configure(self, settings: Settings) -> None:
         """Replaces `queries` and `model`; the rest of the settings stays as the vectors are."""
-        with self._locked():
+        with locked(self.folder):
             manifest = self._load().manifest
             kept = Settings.from_json(manifest["settings"])
             changed = replace(kept, queries=settings.queries, model=settings.model)
@@ -278,7 +291,7 @@ class FolderStore:
     @contextmanager
     def writing(self) -> Iterator["FolderWriter"]:
         """One change. Raises `LeafError` while another process is writing."""
-        with self._locked():
+        with locked(self.folder):
             self._clean(self._load())
             self._snapshot = self._load()
             writer = FolderWriter(self.folder, self._snapshot)
@@ -299,29 +312,16 @@ class FolderStore:
     def __exit__(self, *error: object) -> None:
         self.close()
 
-    @contextmanager
-    def _locked(self) -> Iterator[None]:
-        from filelock import FileLock, Timeout
-
-        try:
-            with FileLock(self.folder / LOCK, timeout=0):
-                yield
-        except Timeout as error:
-            raise LeafError(f"{self.folder} is being changed by another process; try again when it is done") from error
-        except PermissionError as error:
-            raise LeafError(
-                f"{self.folder} cannot be written ({error.strerror}); search it, or copy it first"
-            ) from error
-
     def _current(self) -> Snapshot:
         """The state as it is now on disk."""
-        if self._stamp != self._stamp_now():
-            with self._reading:
-                if self._stamp != self._stamp_now():
-                    self._snapshot = self._load()
-        return self._snapshot
+        if (snapshot := self._snapshot).stamp == self._stamp_now():
+            return snapshot
+        with self._reading:
+            if self._snapshot.stamp != self._stamp_now():
+                self._snapshot = self._load()
+            return self._snapshot
 
-    def _stamp_now(self) -> tuple[int, int] | None:
+    def _stamp_now(self) -> tuple[int, int]:
         try:
             status = os.stat(self.folder / MANIFEST)
         except FileNotFoundError:
@@ -329,21 +329,21 @@ class FolderStore:
         return status.st_mtime_ns, status.st_ino
 
     def _load(self) -> Snapshot:
-        for last in (False, False, True):
+        for last in (*[False] * 9, True):
             stamp = self._stamp_now()
             manifest = read_manifest(self.folder / MANIFEST)
             if manifest["version"] > VERSION:
                 raise LeafError(f"{self.folder} was made by a newer release; upgrade leaf, or index again")
             try:
-                snapshot = Snapshot(self.folder, manifest)
+                snapshot = Snapshot(self.folder, manifest, stamp)
                 for segment in snapshot.segments:
                     segment.check()
+                    segment.open()
             except (LeafError, FileNotFoundError):
                 # A writer may have put its state in place, and removed the one that was being read.
                 if last or stamp == self._stamp_now():
                     raise
                 continue
-            self._stamp = stamp
             return snapshot
         raise AssertionError("the last try returns or raises")
 
@@ -464,6 +464,28 @@ class FolderWriter:
                 "segments": entries,
             },
         )
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """The right to change an index. Raises `LeafError` where another process has it, and where nobody can."""
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(folder / LOCK, timeout=0)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise LeafError(f"{folder} is being changed by another process; try again when it is done") from error
+    except OSError as error:
+        raise LeafError(f"{folder} cannot be written ({error.strerror}); search it, or copy it first") from error
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise LeafError(f"no room is left for {folder}; it is as it was before: make room and try again") from error
+    finally:
+        lock.release()
 
 
 def merging(segments: Sequence[Segment], new: int) -> list[int]:

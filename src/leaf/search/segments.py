@@ -12,6 +12,7 @@ A change writes new segments, and new lists of what is gone from old ones; the m
 
 import functools
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,7 +27,7 @@ from numpy.typing import NDArray
 
 from leaf.compression import Int8
 from leaf.encoder import Vectors, normalised
-from leaf.errors import LeafError
+from leaf.errors import LeafError, first_line
 from leaf.files import atomic_path, file_digest, quick_digest
 from leaf.parquet import open_parquet
 from leaf.search.codes import BIT_CANDIDATES, BLOCK, GRAPH_CANDIDATES, SEARCHING, Bits, Graph, Rows
@@ -85,7 +86,7 @@ class Segment:
         self.rows: int = facts["rows"]
         self.gone: Mask | None = None
         if facts["deletions"] is not None:
-            self.gone = np.unpackbits(np.load(folder / facts["deletions"]), count=self.rows).astype(bool)
+            self.gone = read_deletions(folder / facts["deletions"], self.rows, facts["deleted"])
 
     @property
     def live(self) -> int:
@@ -112,6 +113,12 @@ class Segment:
                 )
             if quick_digest(path) != known["quick"] or (whole and file_digest(path) != known["sha256"]):
                 raise LeafError(f"{path} is damaged: not what was written; restore it, or index the documents again")
+
+    def open(self) -> None:
+        """Maps every file, so that it can still be read when a writer has removed it."""
+        _ = self.vectors, self._batches
+        if self.has_codes:
+            _ = self._codes
 
     @functools.cached_property
     def vectors(self) -> NDArray[Any]:
@@ -155,8 +162,11 @@ class Segment:
         count = max(GRAPH_CANDIDATES * k, 1)
         if allowed is None:
             return graph.candidates(vectors, min(count, self.rows))
+        rows = np.flatnonzero(allowed)
+        if len(rows) ** 2 <= count * self.rows:  # it would have to give more candidates than there are rows to score
+            return [rows] * len(vectors)
         # The graph knows nothing of what is allowed: it is asked for more until enough of its answers are.
-        enough = min(k, int(allowed.sum()))
+        enough = min(k, len(rows))
         count = min(int(count / max(allowed.mean(), 1e-9)) + 1, self.rows)
         while True:
             found = [rows[allowed[rows]] for rows in graph.candidates(vectors, count)]
@@ -272,7 +282,7 @@ def write_segment(
         else:
             Graph.write(folder / GRAPH, blocks, settings, advance)
     files = {
-        path.name: {"bytes": path.stat().st_size, "quick": quick_digest(path), "sha256": file_digest(path)}
+        path.name: {"bytes": _synced(path), "quick": quick_digest(path), "sha256": file_digest(path)}
         for path in sorted(folder.iterdir())
     }
     return {"name": folder.name, "rows": rows, "deleted": 0, "deletions": None, "files": files}
@@ -281,7 +291,8 @@ def write_segment(
 def calibration(sources: Sequence[Part | Segment], settings: Settings) -> float:
     """`Settings.limit` of an int8 index, from vectors of all sources, evenly drawn."""
     step = max(1, sum(source.live for source in sources) // CALIBRATED)
-    sample = [vectors[::step] for source in sources for _, vectors in source.batches()]
+    # Copies: a view would keep all vectors in memory.
+    sample = [vectors[::step].copy() for source in sources for _, vectors in source.batches()]
     return Int8.calibrate(np.concatenate(sample), settings.dim, settings.similarity).limit
 
 
@@ -375,7 +386,7 @@ def _rebatched(sources: Sequence[Part | Segment], schema: pa.Schema) -> Iterator
 def _conform(table: pa.Table, schema: pa.Schema) -> pa.Table:
     """The columns of `schema`; those that a table lacks are missing values."""
     columns = [
-        table.column(field.name).cast(field.type)
+        table.column(field.name).cast(field.type, safe=False)  # whole numbers beyond 2⁵³ are rounded, as by Python
         if field.name in table.schema.names
         else pa.nulls(len(table), field.type)
         for field in schema
@@ -387,6 +398,24 @@ def _skip_header(handle: Any) -> np.dtype[Any]:
     np.lib.format.read_magic(handle)
     _, _, dtype = np.lib.format.read_array_header_1_0(handle)
     return dtype
+
+
+def _synced(path: Path) -> int:
+    """Bytes of a file, which are on the disk from now on: the manifest that names it must not get there first."""
+    with open(path, "rb+") as handle:
+        os.fsync(handle.fileno())
+    return path.stat().st_size
+
+
+def read_deletions(path: Path, rows: int, deleted: int) -> Mask:
+    """Which rows are gone, `[rows]`. Raises `LeafError` unless those are `deleted` rows."""
+    try:
+        gone = np.unpackbits(np.load(path), count=rows).astype(bool)
+    except (OSError, ValueError, EOFError, TypeError) as error:
+        raise LeafError(f"{path} is missing or damaged ({first_line(error)}); restore it, or index again") from error
+    if (found := int(gone.sum())) != deleted:
+        raise LeafError(f"{path} is damaged: {found:,} rows are gone, expected {deleted:,}; restore it, or index again")
+    return gone
 
 
 def write_deletions(path: Path, gone: Mask) -> None:
