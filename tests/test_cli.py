@@ -151,7 +151,7 @@ def test_a_hub_that_cannot_be_reached_is_one_line_and_quick(run, recipe, tmp_pat
     ("arguments", "words"),
     [
         (["distill", "nope"], ["no recipe 'nope'", "demo"]),
-        (["distill", "demo", "--limit", "0"], ["'--limit'", "greater than or equal to 1", "leaf --help"]),
+        (["distill", "demo", "--limit", "0"], ["'--limit'", "greater than or equal to 1", "leaf distill --help"]),
         (["distill", "demo", "--batchsize", "3"], ["No such option: --batchsize"]),
         (["distil", "demo"], ["No such command 'distil'"]),
         (["distill", "demo", "--set", "texts=3"], ["'texts': input should be a list, got 3"]),

@@ -49,7 +49,7 @@ SMALL = ["prepare.held_out=24", "train.batch_size=64", "train.cycles=1", "train.
 BOUGHT = [*SMALL, "export.precisions=[]", "teacher.api.url={api}", "teacher.api.key_variable=OPENAI_API_KEY"]
 TEXTS = '[{{source="queries.txt",kind="query"}},{{source="passages.txt",kind="document"}}]'
 SETTINGS = {
-    "mine.toml": [*SMALL, 'export.precisions=["q8"]'],
+    "mine.toml": [*SMALL, 'export.precisions=["fp32", "q8"]'],
     "clinic.toml": [*SMALL, "export.precisions=[]"],
     "guarded.toml": [*SMALL, "export.precisions=[]"],
     "hosted.toml": BOUGHT,
@@ -291,6 +291,9 @@ def test_an_index_in_postgresql_is_made_and_asked(follow, place, run, request):
     assert "160 documents × 24, float16  (160 added)" in made
     assert "158 documents × 24, float16  (158 added)" in copied
     assert asked.splitlines()[-1].startswith("student-q8: ")
+    _, out, _ = run("verify", place.known["postgres"], "--table", "copied")  # a student of a few steps may well fail
+    assert "(table copied): 158 documents, whole" in out
+    assert out.splitlines()[-1].startswith("in the space  cosine 1.0000  100 % nearest")  # the teacher
 
 
 def test_ranks_make_the_files_that_one_process_makes(follow):

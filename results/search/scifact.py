@@ -2,10 +2,10 @@
 
     python results/search/scifact.py runs/demo/student-2l runs/demo/student-table --data ../shared/data
 
-The 5,183 documents of scifact are indexed once by all-MiniLM-L6-v2, in float32; the indices of the other precisions are
-copies of it. Every encoder asks the 300 claims, exactly and as the index is made to be asked, and nDCG@10 is compared,
-claim by claim, with that of `leaf evaluate --queries STUDENT --documents TEACHER` (its own functions, on vectors that it
-encodes itself). All in float32.
+The 5,183 documents of scifact are indexed once by all-MiniLM-L6-v2, in float32; the indices of the other precisions
+are copies of it. Every encoder asks the 300 claims, exactly and as the index is made to be asked, and nDCG@10 is
+compared, claim by claim, with that of `leaf evaluate --queries STUDENT --documents TEACHER` (its own functions, on
+vectors that it encodes itself). All in float32.
 """
 
 import argparse

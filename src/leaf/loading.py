@@ -68,6 +68,11 @@ def load_for_serving(
     Threads that wait leave their cores to the rest of the machine. `precision` and `threads` are for ONNX files; a
     light package chooses its own threads. Raises `LeafError` where they are given and there are no such files.
     """
+    folder, named = split_precision(model)
+    if named is not None:
+        if precision not in (None, named):
+            raise LeafError(f"{model} names {named} and --precision {precision}; name one of them")
+        model, precision = folder, named
     if is_light(model) and threads is None:
         return load_light(model, device=device, precision=precision or "fp32")
     if not is_light(model) and (model.endswith(".onnx") or has_onnx(model) or precision is not None):
@@ -80,7 +85,7 @@ def load_for_serving(
 
 
 def has_onnx(model: str) -> bool:
-    """Whether `model` is a folder with ONNX files."""
+    """Whether `model`, with or without a precision (`DIR:q8`), is a folder with ONNX files."""
     if model.startswith(("http://", "https://")):
         return False
-    return (Path(resolve_model(model)) / FOLDER).is_dir()
+    return (Path(resolve_model(split_precision(model)[0])) / FOLDER).is_dir()

@@ -14,6 +14,7 @@ from tokenizers import Tokenizer
 import leaf.runtime
 from leaf.encoder import Encoder
 from leaf.errors import LeafError
+from leaf.loading import load_for_serving
 from leaf.runtime import OnnxEncoder, artifact
 from leaf.runtime.encoder import TOKENS_PER_THREAD, _batches
 from onnx_table import DIM, PAD, SEP, TABLE, UNK, USAGE, ids_of, mean_of, save_graph
@@ -180,6 +181,10 @@ def test_other_precisions_are_named_where_one_is_missing(table_folder, tmp_path)
         OnnxEncoder(table_folder, precision="q4")
     with pytest.raises(LeafError, match="no precision 'int8'; expected one of fp32, fp16, q8, q8-portable, q4, q4f16"):
         OnnxEncoder(table_folder, precision="int8")
+    deep = shutil.copytree(table_folder, tmp_path / "a" / "student")  # not of the form OWNER/NAME
+    assert load_for_serving(f"{deep}:q8").name == "table-q8"
+    with pytest.raises(LeafError, match="student:q8 names q8 and --precision fp32"):
+        load_for_serving(f"{deep}:q8", precision="fp32")
     with pytest.raises(LeafError, match=r"holds no ONNX files .* run `leaf export"):
         OnnxEncoder(tmp_path)
     with pytest.raises(LeafError, match="holds fp32, expected q8; leave precision out"):

@@ -144,3 +144,37 @@ def test_vectors_come_from_a_column_or_a_file_of_rows(tmp_path):
     pq.write_table(pa.table({"text": ["a", "b"], "v": [[1.0], [1.0, 2.0]]}), tmp_path / "uneven.parquet")
     with pytest.raises(LeafError, match="differ in length"):
         list(DocumentFiles([tmp_path / "uneven.parquet"], vectors="v").vectors())
+
+
+def test_ids_and_texts_of_a_csv_are_kept_as_they_are_written(tmp_path):
+    """007 is not 7, and a late id of letters, or a text of megabytes, is no damage."""
+    path = tmp_path / "x.csv"
+    rows = "".join(f"{at:05},{at},{'long ' * 20},{at}\n" for at in range(12_000))
+    path.write_text(f"id,title,text,year\n{rows}NA,true,{'x' * 5_000_000},2.5\n")
+    documents = list(DocumentFiles([path]))
+    assert [each.id for each in (documents[0], documents[7], documents[-1])] == ["00000", "00007", "NA"]
+    assert (documents[7].title, documents[-1].title) == ("7", "true")
+    assert len(documents[-1].text) == 5_000_000
+    assert documents[-1].metadata == {"year": 2.5}
+
+
+@pytest.mark.parametrize(
+    ("column", "why"),
+    [
+        (pa.array([[1.0], [1.0, 2.0, 3.0]]), "differ in length"),  # 4 numbers, which two rows of two would be
+        (pa.array(["a", "b"]), "expected lists of numbers"),
+        (pa.array([["a"], ["b"]]), "expected lists of numbers"),
+    ],
+)
+def test_a_column_that_holds_no_vectors_is_refused(tmp_path, column, why):
+    pq.write_table(pa.table({"id": ["a", "b"], "text": ["x", "y"], "v": column}), tmp_path / "x.parquet")
+    with pytest.raises(LeafError, match=why):
+        list(DocumentFiles([tmp_path / "x.parquet"], vectors="v").vectors())
+
+
+@pytest.mark.parametrize("array", [np.float32(3), np.zeros(2), np.array([["a"]]), np.ones((2, 2), complex)])
+def test_a_file_that_holds_no_vectors_is_refused(tmp_path, array):
+    np.save(tmp_path / "v.npy", array)
+    (tmp_path / "x.jsonl").write_text(jsonl(ROWS))
+    with pytest.raises(LeafError, match=r"expected numbers \[documents, dim\]"):
+        DocumentFiles([tmp_path / "x.jsonl"], vectors=str(tmp_path / "v.npy")).vectors()

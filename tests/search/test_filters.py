@@ -68,3 +68,12 @@ def test_columns_and_types_are_checked(text, why):
 
 def test_numbers_of_either_kind_compare_with_each_other():
     check(parse("year > 2.5 and price == 3 and lang is None and draft == False"), COLUMNS)
+
+
+def test_what_would_overflow_a_store_is_refused():
+    for text in ("year == 1" + "0" * 30, "year in [1, -1" + "0" * 30 + "]", "price > 1" + "0" * 30):
+        with pytest.raises(LeafError, match="more than 64 bits"):
+            check(parse(text), COLUMNS)
+    with pytest.raises(LeafError, match="more than 100 deep"):
+        parse("not " * 500 + "draft")
+    check(parse("not " * 99 + "draft"), COLUMNS)

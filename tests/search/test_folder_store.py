@@ -1,5 +1,6 @@
 """The store in a folder: what every store promises, its files, and what happens to them when somebody dies."""
 
+import errno
 import json
 import os
 import shutil
@@ -7,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -280,3 +282,132 @@ def test_a_copy_of_the_folder_is_the_index(make, tmp_path):
     shutil.copytree(tmp_path / "index", tmp_path / "copy")
     assert FolderStore.open(tmp_path / "copy").search(vectors(1), 5) == before
     assert FolderStore.open(tmp_path / "copy").settings.dim == DIM
+
+
+WRITING = """
+import sys
+sys.path[:0] = [{tests!r}, {search!r}]
+from contract import vectors
+from leaf.search import folder as module
+from leaf.search.store import Document
+module.EXACT_ROWS = 50
+store = module.FolderStore.open({folder!r})
+for change in range(25):
+    with store.writing() as writer:
+        writer.put([Document(f"e{{at}}", f"text {{change}}") for at in range(100)], vectors(100, seed=change))
+"""
+
+
+def test_readers_never_meet_a_file_that_a_writer_removed(make, small_graphs, tmp_path):
+    """A snapshot reads on from files that are gone, in every kind of reading, from threads, while another writes."""
+    store = filled(make, "int8")
+    tests = Path(__file__).parents[1]
+    code = WRITING.format(tests=str(tests), search=str(tests / "search"), folder=str(store.folder))
+    with subprocess.Popen([sys.executable, "-c", code]) as writer, ThreadPoolExecutor(4) as pool:
+        queries = vectors(3, seed=9)
+
+        def read() -> int:
+            rounds = 0
+            while writer.poll() is None:
+                assert [len(hits) for hits in store.search(queries, 5)] == [5, 5, 5]
+                assert store.search(queries[:1], 5, where=parse("year > 2000"))[0]
+                old = store._snapshot
+                assert sum(len(some) for some, _ in store.rows()) in (200, 300)
+                assert old.segments[0].search(queries, 2, None)
+                rounds += 1
+            return rounds
+
+        assert min(each.result() for each in [pool.submit(read) for _ in range(4)]) > 0
+        assert writer.wait() == 0
+    assert len(store) == 300
+
+
+def test_a_snapshot_taken_by_a_reader_never_stays_behind_that_of_a_writer(make):
+    """Reader and writer of one process may load at the same time: what is old is known as old."""
+    store = filled(make)
+    old = store._load()
+    with store.writing() as writer:
+        writer.delete(["d0001"])
+    store._snapshot = old  # the reader comes second
+    assert len(store) == 199
+
+
+def test_queries_of_any_length_find_the_same_in_a_dot_space(make, monkeypatch):
+    """int8 codes of a query that is longer or shorter than documents neither saturate nor vanish."""
+    monkeypatch.setattr(module, "EXACT_ROWS", 500)
+    store = make(settings("int8", similarity="dot"), space(similarity="dot"))
+    generator = np.random.default_rng(1)
+    rows = 6 * clustered(3000, DIM) * np.exp(generator.uniform(-0.3, 0.3, (3000, 1))).astype(np.float32)
+    with store.writing() as writer:
+        writer.put([Document(f"d{at:04}", "text") for at in range(3000)], rows)
+    queries = clustered(20, DIM, seed=4)
+    best = [[f"d{at:04}" for at in np.argsort(-own)[:10]] for own in queries @ rows.T]
+    for scale in (0.001, 1.0, 1000.0):
+        found = [[hit.id for hit in hits] for hits in store.search(np.float32(scale) * queries, 10)]
+        shared = [len({*one} & {*other}) for one, other in zip(best, found, strict=True)]
+        assert np.mean(shared) > 9.5, scale
+
+
+def test_numbers_beyond_what_a_float_tells_apart_may_become_floats(make):
+    """2⁶⁰ + 1 is no float64; Python rounds it, and so does the index, in merging as in conditions."""
+    store = make(settings(), space())
+    for at, number in enumerate([2**60 + 1, 0.5]):
+        with store.writing() as writer:
+            writer.put([Document(f"d{at}", "text", metadata={"n": number})], vectors()[at : at + 1])
+    assert [hit.id for hit in store.search(vectors()[:1], 5, where=parse(f"n == {2**60 + 1}"))[0]] == ["d0"]
+    for at in range(module.SMALL_SEGMENTS):
+        with store.writing() as writer:
+            writer.put([Document(f"e{at}", "text")], vectors()[at : at + 1])
+    found = store.get(["d0"])[0]
+    assert found is not None
+    assert found.metadata == {"n": float(2**60)}
+
+
+@pytest.mark.parametrize("damage", ["missing", "empty", "short", "flipped"])
+def test_a_damaged_list_of_what_is_gone_brings_nothing_back(make, damage):
+    store = filled(make)
+    with store.writing() as writer:
+        writer.delete(["d0001"])
+    (path,) = store.folder.glob("segments/*/deleted-*.npy")
+    packed = np.load(path)
+    if damage == "missing":
+        path.unlink()
+    elif damage == "empty":
+        path.write_bytes(b"")
+    else:
+        np.save(path, packed[:0] if damage == "short" else np.zeros_like(packed))
+    with pytest.raises(LeafError, match=r"deleted-.*damaged"):
+        FolderStore.open(store.folder)
+
+
+def test_an_index_whose_making_was_killed_can_be_made(make, tmp_path):
+    """What an interrupted write leaves beside the manifest is in nobody's way, another file is."""
+    (tmp_path / "index").mkdir()
+    (tmp_path / "index" / ".space.json.0123456789ab.tmp").write_text("{")
+    assert len(make(settings(), space())) == 0
+    with FolderStore.open(tmp_path / "index").writing(), pytest.raises(LeafError, match="being changed by another"):
+        make(settings(), space())
+
+
+def test_without_room_it_stays_as_it_was(make, monkeypatch):
+    store = filled(make)
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(module, "write_segment", lambda *_, **__: full())
+    with pytest.raises(LeafError, match="no room is left"), store.writing() as writer:
+        writer.put([Document("new", "text")], vectors()[:1])
+    assert len(FolderStore.open(store.folder)) == 200
+    assert not list(store.folder.glob("segments/.*"))
+
+
+def test_what_a_graph_cannot_reach_is_found_where_all_are_asked_for(make, small_graphs, monkeypatch):
+    """A graph that has lost documents gives fewer than `k`: then every row is compared."""
+    store = filled(make, "int8")
+    monkeypatch.setattr("leaf.search.codes.Graph.candidates", lambda *_: [np.arange(150)])
+    assert len(store.search(vectors(1, seed=9), 1000)[0]) == 200
+    with store.writing() as writer:
+        writer.delete(["d0199"])
+    assert len(store.search(vectors(1, seed=9), 1000)[0]) == 199
+    assert len(store.search(vectors(1, seed=9), 3)[0]) == 3

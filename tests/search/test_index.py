@@ -19,6 +19,7 @@ from leaf.evaluation.retrieval import retrieve
 from leaf.search import Document, Index, making
 from leaf.search import index as module
 from leaf.search.documents import DocumentFiles
+from leaf.search.folder import FolderStore
 from leaf.space import Space
 from leaf.teacher.model import SentenceTransformerEncoder
 from tiny import save_teacher, sentences
@@ -319,7 +320,7 @@ def files(tmp_path):
     return path
 
 
-def test_the_command_line_indexes_and_searches(run, files, tmp_path, teacher_folder, student, foreign):
+def test_the_command_line_indexes_and_searches(run, files, tmp_path, teacher_folder, student, foreign, monkeypatch):
     target = tmp_path / "index"
     code, out, _ = run("index", files, "--model", teacher_folder, "--out", target, "--queries", student)
     assert (code, out.count("\n")) == (0, 1)
@@ -338,11 +339,17 @@ def test_the_command_line_indexes_and_searches(run, files, tmp_path, teacher_fol
     assert found["ms"].keys() == {"encode", "search"}
     code, out, _ = run("index", files, "--out", target)
     assert "(80 unchanged)" in out
+    with monkeypatch.context() as patch:  # where nothing has changed, nobody waits for the teacher to be opened
+        patch.setattr(making, "_open", None)
+        assert run("index", files, "--out", target)[0] == 0
     code, out, _ = run("index", "--out", target, "--delete", "d00", "--json")
     assert (json.loads(out)["documents"], json.loads(out)["deleted"]) == (79, 1)
     for arguments, why in (
         (("search", target, "x", "--model", foreign), "is of another space"),
-        (("search", target), "no question"),
+        (("search", target), f"a question are needed; write for example: leaf search {target}"),
+        (("search", "a question alone"), "leaf search DIR "),
+        (("search", target, "x", "--nope"), "see `leaf search --help`"),
+        (("verify", student, "--table", "copied"), "--table goes with an index in a database"),
         (("search", tmp_path / "nothing", "x"), "no folder"),
         (("search", target, "x" * 70_000), "70,000 characters"),
         (("index", files, "--model", teacher_folder), "say where the index is"),
@@ -379,3 +386,103 @@ def test_the_command_line_takes_vectors_from_a_column(run, tmp_path, teacher, st
     code, out, _ = run("search", tmp_path / "index", TEXTS[3], "-k", 1, "--json")
     assert json.loads(out)["model"] == "student-2l"
     assert len(DocumentFiles([tmp_path / "docs.parquet"])) == 80
+
+
+class Nameless:
+    """An encoder that says nothing of itself."""
+
+    def __init__(self, encoder):
+        self.name, self.dim, self.similarity = "silent", encoder.dim, encoder.similarity
+        self.encode_query, self.encode_document = encoder.encode_query, encoder.encode_document
+
+
+@pytest.mark.parametrize("texts", [TEXTS[:1], TEXTS[:2], ["Licence. " * 40 + text for text in TEXTS]])
+def test_of_few_documents_or_like_ones_the_canaries_still_tell_a_space(teacher, tmp_path, texts):
+    """One document, or a header that all share and no more of them is cut out, would be one canary, met by anybody."""
+    other = SentenceTransformerEncoder(str(save_teacher(tmp_path / "other", seed=9)), device="cpu")
+    with Index.create(tmp_path / "index", teacher, [Document(f"d{at}", text) for at, text in enumerate(texts)]) as made:
+        assert len(set(made.space.texts)) >= 16
+        made.admit(Nameless(teacher))
+        with pytest.raises(LeafError, match="does not answer in the space"):
+            made.admit(Nameless(other))
+
+
+def test_vectors_in_another_order_are_refused_where_all_lie_close(teacher, tmp_path):
+    """Cosines of texts of some models are all above 0.95; the order shows all the same."""
+
+    class Narrow(Nameless):
+        def identity(self):
+            return teacher.identity()
+
+    def encode(texts, **how):
+        return teacher.encode_document(texts, **how) + np.float32(1)
+
+    narrow = Narrow(teacher)
+    narrow.encode_query = narrow.encode_document = encode
+    rows = encode(TEXTS)
+    assert float((normalised(rows) @ normalised(rows).T).min()) > 0.9
+    with pytest.raises(LeafError, match="in another order: of the first 16"):
+        Index.create(tmp_path / "index", narrow, DOCUMENTS, vectors=np.roll(rows, 1, axis=0))
+    with pytest.raises(LeafError, match="no matrix of numbers"):
+        Index.create(tmp_path / "index", teacher, DOCUMENTS, vectors=[["a"]] * len(DOCUMENTS))
+    with Index.create(tmp_path / "index", narrow, DOCUMENTS, vectors=rows) as made:
+        assert len(made) == len(DOCUMENTS)
+
+
+def test_pruning_by_no_documents_is_refused(index, teacher):
+    with pytest.raises(LeafError, match="to prune would take out all"):
+        index.put([], teacher, prune=True)
+    assert len(index) == len(DOCUMENTS)
+
+
+def test_a_copy_that_cannot_be_leaves_nothing_in_the_way(index, tmp_path):
+    source, target = str(index.store.folder), str(tmp_path / "copy")
+    with pytest.raises(LeafError, match="holds 24 dimensions, not 99"):
+        making.copy_index(source, target, making.Plan(truncate_dim=99))
+    assert not os.path.exists(target)
+    # One that was killed has no documents yet, and is made again.
+    FolderStore.create(target, index.space, index.settings).close()
+    assert making.copy_index(source, target, making.Plan()).added == len(DOCUMENTS)
+
+
+def test_a_first_try_that_failed_binds_nobody(teacher_folder, tmp_path):
+    path, target = tmp_path / "docs.jsonl", str(tmp_path / "index")
+    path.write_text('{"id": "1", "text": "bade"}\n{"id": "1", "text": "dako"}\n')
+    with pytest.raises(LeafError, match="comes twice"):
+        making.index_files(target, DocumentFiles([path]), making.Plan(model=str(teacher_folder)))
+    path.write_text('{"id": "1", "text": "bade"}\n')
+    plan = making.Plan(model=str(teacher_folder), precision="binary")
+    assert making.index_files(target, DocumentFiles([path]), plan).added == 1
+    assert making.describe(target)["precision"] == "binary"
+
+
+def test_models_beside_an_index_are_found_through_a_link(teacher, student, tmp_path):
+    import shutil
+
+    (tmp_path / "run").mkdir()
+    (tmp_path / "links").mkdir()
+    shutil.copytree(student, tmp_path / "run" / "student")
+    queries = [str(tmp_path / "run" / "student")]
+    Index.create(tmp_path / "run" / "index", teacher, DOCUMENTS[:3], queries=queries).close()
+    (tmp_path / "links" / "index").symlink_to(tmp_path / "run" / "index")
+    with Index.open(tmp_path / "links" / "index") as index:
+        assert [os.path.realpath(each) for each in index.encoders().values()] == [os.path.realpath(queries[0])]
+
+
+@pytest.mark.parametrize(
+    ("document", "why"),
+    [
+        (Document("a", "\ud800 text"), "half a character"),
+        (Document("\udfff", "text"), "half a character"),
+        (Document("a", "text", metadata={"n": 2**63}), "more than 64 bits"),
+    ],
+)
+def test_what_no_store_can_hold_is_named(index, teacher, document, why):
+    with pytest.raises(LeafError, match=why):
+        index.put([document], teacher)
+
+
+def test_numbers_and_texts_of_numpy_are_those_of_python(index, teacher):
+    index.put([Document("new", "bade", metadata={"x": np.float64(0.5), "y": np.str_("z")})], teacher)
+    assert index.store.columns() == {"length": "int", "x": "float", "y": "str"}
+    assert [hit.id for hit in index.search(["bade"], teacher, where="x == 0.5 and y == 'z'")[0]] == ["new"]

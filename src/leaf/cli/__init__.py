@@ -73,7 +73,9 @@ def main() -> None:
         if usage is not None:
             if not (message := usage()):
                 raise SystemExit(2) from None  # `leaf` alone, which has just printed its help
-            _fail(f"{message.rstrip('.')}; see `leaf --help`")
+            verb = getattr(getattr(error, "ctx", None), "info_name", None)
+            asked = f"leaf {verb}" if verb in {command.name or "" for command in app.registered_commands} else "leaf"
+            _fail(f"{message.rstrip('.')}; see `{asked} --help`")
         # torch and safetensors report a full disk as errors of their own, with the system's words inside.
         full = getattr(error, "errno", None) == errno.ENOSPC or os.strerror(errno.ENOSPC) in str(error)
         if not full:

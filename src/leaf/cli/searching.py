@@ -38,7 +38,10 @@ class Indexing:
     )
     table: Table = None
     source: Annotated[
-        str | None, typer.Option("--from", metavar="INDEX", help="Copy this index, vectors and all, instead of DOCS.")
+        str | None,
+        typer.Option(
+            "--from", metavar="INDEX", help="Copy this index, vectors and all, instead of DOCS; --table is of both."
+        ),
     ] = None
     precision: Annotated[
         str | None,
@@ -46,7 +49,7 @@ class Indexing:
             "--precision",
             metavar="TYPE",
             help="float32, float16, int8 or binary: what is searched; float16 ranks the best. Default: int8, in "
-            "PostgreSQL float16.",
+            "PostgreSQL float16; a copy in a folder keeps what it had.",
         ),
     ] = None
     truncate: Annotated[
@@ -67,7 +70,11 @@ class Indexing:
     prune: Annotated[bool, typer.Option("--prune", help="Take out whatever is not in DOCS.")] = False
     batch_size: Annotated[int, typer.Option("--batch-size", min=1)] = 32
     dtype: Annotated[
-        Dtype, typer.Option("--dtype", help="auto: bfloat16 where the hardware has it and vectors hardly move.")
+        Dtype,
+        typer.Option(
+            "--dtype",
+            help="auto: bfloat16 for 1,024 documents or more, where the hardware has it and vectors hardly move.",
+        ),
     ] = Dtype.auto
     device: Device = None
     as_json: AsJson = False
@@ -142,7 +149,9 @@ class Searching:
     model: Annotated[
         str | None,
         typer.Option(
-            "--model", metavar="STUDENT", help="Who encodes the question. Default: the index's first student."
+            "--model",
+            metavar="STUDENT",
+            help="Who encodes the question. Default: the index's first --queries, else its teacher.",
         ),
     ] = None
     k: Annotated[int, typer.Option("-k", "--top-k", min=1, help="Documents for each question.")] = 10
@@ -168,12 +177,14 @@ def search(options: Any) -> None:
     """
     from leaf.loading import load_for_serving
     from leaf.search import Index
+    from leaf.search.store import exists, is_url
 
     target, questions = (options.source, options.what) if options.source else (options.what[0], options.what[1:])
     if questions == ["-"]:
         questions = [line.strip() for line in sys.stdin if line.strip()]
     if not questions:
-        raise LeafError(f'no question; write for example: leaf search {target} "how do I …"')
+        place = target if is_url(target) or exists(target) else "DIR"  # a question alone stands in its place
+        raise LeafError(f'an index and a question are needed; write for example: leaf search {place} "how do I …"')
     with Index.open(target, options.table) as index:
         known = index.encoders()
         name = options.model or next(iter(known), None)
@@ -210,7 +221,8 @@ def _print_hits(hits: "Sequence[Hit]") -> None:
     if not hits:
         stdout.print("  nothing found")
         return
-    table = table_of("#", "score", "document", "", numeric="#,score")
+    table = table_of("#", "score", "document", "text", numeric="#,score")
+    table.columns[2].max_width = SHOWN // 3  # an id may be a long path, and the text needs room too
     for rank, hit in enumerate(hits, 1):
         text = " ".join(hit.text.split())
         shown = text if len(text) <= SHOWN else text[:SHOWN].rsplit(" ", 1)[0] + " …"

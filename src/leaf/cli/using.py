@@ -69,6 +69,9 @@ def verify(
         str | None,
         typer.Option("--model", help="Check this encoder against TARGET's space instead of TARGET itself."),
     ] = None,
+    table: Annotated[
+        str | None, typer.Option("--table", metavar="NAME", help="Of an index in a database. Default: leaf.")
+    ] = None,
     device: Device = None,
     as_json: AsJson = False,
 ) -> None:
@@ -83,8 +86,10 @@ def verify(
     from leaf.verifying import verify as check
 
     if is_url(target) or exists(target):
-        _verify_index(target, model, device, as_json=as_json)
+        _verify_index(target, model, device, table, as_json=as_json)
         return
+    if table is not None:
+        raise LeafError(f"--table goes with an index in a database, and {target} is none")
     forms: list[dict[str, Any]] = []
     for form in check(target, model, device):
         if not forms and not as_json:
@@ -145,6 +150,7 @@ def serve(
     Where LEAF_API_KEY is set, everything but /health asks for it. Before the port opens, the canaries are checked.
     """
     from leaf.loading import has_onnx, load_for_serving
+    from leaf.runtime.artifact import split_precision
     from leaf.runtime.server import Settings
     from leaf.runtime.server import serve as run_server
     from leaf.verifying import space_of
@@ -188,7 +194,7 @@ def serve(
         return
     assert models is not None, "there is one"
     encoder = load_for_serving(models[0], precision=precision, threads=threads, device=device)
-    run_server(encoder, settings, space=space_of(models[0]))
+    run_server(encoder, settings, space=space_of(split_precision(models[0])[0]))
 
 
 @app.command(rich_help_panel="Models")
@@ -365,16 +371,18 @@ def _retention(
     return retention([*records.read(folder), *records.read(folder / Path(EXPORTED).name)], models())
 
 
-def _verify_index(target: str, model: str | None, device: str | None, *, as_json: bool) -> None:
+def _verify_index(target: str, model: str | None, device: str | None, table: str | None, *, as_json: bool) -> None:
     from dataclasses import asdict
 
     from leaf.search.making import describe, verify_index
 
-    known, askers = describe(target), list(verify_index(target, model, device))
+    known, askers = describe(target, table), list(verify_index(target, model, device, table))
     if as_json:
         print_json({**known, "encoders": [asdict(each) for each in askers]})
     else:
-        stdout.print(f"{target}: {known['documents']:,} documents, whole; space {known['space']}", soft_wrap=True)
+        stdout.print(
+            f"{known['index']}: {known['documents']:,} documents, whole; space {known['space']}", soft_wrap=True
+        )
         for each in askers:
             if each.refused is None:
                 assert each.matched is not None, "it was asked"

@@ -140,4 +140,4 @@ def _not_exported(model: str, precision: str, names: list[str]) -> LeafError:
     there = [each for each, name in FILES.items() if name in names]
     if not there:
         return LeafError(f"{model} holds no ONNX files ({FOLDER}/{FILES[precision]}); run `leaf export {model}`")
-    return LeafError(f"{model} was not exported as {precision}; there is {', '.join(there)}")
+    return LeafError(f"{model} was not exported as {precision}; there is {', '.join(there)}: name one of them")

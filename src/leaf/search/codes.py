@@ -31,6 +31,9 @@ NEIGHBOURS, BUILDING, SEARCHING = 32, 200, 160
 GRAPH_CANDIDATES, BIT_CANDIDATES = 4, 60
 #: Documents put into a graph at a time.
 BLOCK = 16_384
+#: Documents of a new graph that are put in by one thread. Of 20,000 random ones 8 to 14 were out of reach without it,
+#: and 0 to 4 with it.
+FIRST = 1000
 
 
 @functools.lru_cache(maxsize=4)
@@ -131,7 +134,12 @@ class Graph:
         index = _empty(settings)
         row = 0
         for block in blocks:
-            index.add(np.arange(row, row + len(block), dtype=np.uint64), _codes(block, settings), threads=0)
+            codes = _codes(block, settings)
+            # Threads that add to a graph of nothing overlook each other, and a document that they lose is never found.
+            for start, stop, threads in ((0, 0 if row else FIRST, 1), (0 if row else FIRST, len(block), 0)):
+                if len(some := codes[start:stop]):
+                    keys = np.arange(row + start, row + start + len(some), dtype=np.uint64)
+                    index.add(keys, some, threads=threads)
             row += len(block)
             advance(len(block))
         with atomic_path(path) as temporary:

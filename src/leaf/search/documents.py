@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.csv as pacsv
 
 from leaf.errors import LeafError, first_line
@@ -33,8 +34,10 @@ FORMATS = (
     ".md and .rst files"
 )
 IDS = ("_id", "id", "docid", "doc_id")
-#: Rows of Parquet decoded at a time.
+#: Rows of a table decoded at a time.
 ROWS = 2048
+#: Bytes of CSV read at a time: the longest row, and what the types of columns are told from.
+CSV_BLOCK = 32 << 20
 
 
 class DocumentFiles:
@@ -60,14 +63,19 @@ class DocumentFiles:
 
     def __len__(self) -> int:
         """How many documents there are; of text files the lines that are not empty."""
-        return sum(map(_count, self.files))
+        return sum(_count(file, self._texts) for file in self.files)
 
     def __iter__(self) -> Iterator[Document]:
         number = 0
         for file in self.files:
-            for where, row in _rows(file):
+            for where, row in _rows(file, self._texts):
                 number += 1
                 yield self._prose(file, row) if file.whole else self._document(where, row, number)
+
+    @property
+    def _texts(self) -> list[str]:
+        """Columns that are text whatever they look like: 007 is another id than 7."""
+        return [self._text, self._title or "title", *([self._id] if self._id is not None else IDS)]
 
     def vectors(self) -> Iterator[Any] | None:
         """A vector for each document, None where no vectors were named."""
@@ -75,10 +83,13 @@ class DocumentFiles:
             return None
         if self._vectors.endswith(".npy"):
             try:
-                rows: Iterator[Any] = iter(np.load(self._vectors, mmap_mode="r"))
-                return rows
-            except (OSError, ValueError) as error:
+                rows = np.load(self._vectors, mmap_mode="r")
+            except (OSError, ValueError, EOFError) as error:
                 raise LeafError(f"cannot read {self._vectors}: {first_line(error)}") from error
+            if not isinstance(rows, np.ndarray) or rows.ndim != 2 or rows.dtype.kind not in "fiu":
+                what = f"{rows.dtype} {list(rows.shape)}" if isinstance(rows, np.ndarray) else "several arrays"
+                raise LeafError(f"{self._vectors} holds {what}, expected numbers [documents, dim]")
+            return iter(rows)
         return self._column(self._vectors)
 
     def _column(self, name: str) -> Iterator[Any]:
@@ -171,7 +182,7 @@ def _open(file: _File) -> Any:
     return opened(file.path, "rt", encoding="utf-8-sig", newline="")
 
 
-def _count(file: _File) -> int:
+def _count(file: _File, texts: Sequence[str]) -> int:
     if file.whole:
         return 1
     with _readable(file):
@@ -179,12 +190,12 @@ def _count(file: _File) -> int:
             with open_parquet(file.path) as opened:
                 return int(opened.metadata.num_rows)
         if _suffix(file) in (".csv", ".tsv"):
-            return sum(batch.num_rows for batch in _csv(file))
+            return sum(batch.num_rows for batch in _csv(file, texts))
         with _open(file) as lines:
             return sum(1 for line in lines if line.strip())
 
 
-def _rows(file: _File) -> Iterator[tuple[str, dict[str, Any]]]:
+def _rows(file: _File, texts: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
     """Where a row is, and its columns."""
     with _readable(file):
         suffix = _suffix(file)
@@ -196,8 +207,9 @@ def _rows(file: _File) -> Iterator[tuple[str, dict[str, Any]]]:
                 for batch in opened.iter_batches(ROWS, columns=plain):
                     yield from ((str(file.path), row) for row in batch.to_pylist())
         elif suffix in (".csv", ".tsv"):
-            for batch in _csv(file):
-                yield from ((str(file.path), row) for row in batch.to_pylist())
+            for batch in _csv(file, texts):
+                for start in range(0, batch.num_rows, ROWS):
+                    yield from ((str(file.path), row) for row in batch.slice(start, ROWS).to_pylist())
         else:
             with _open(file) as lines:
                 for number, line in enumerate(lines, 1):
@@ -206,14 +218,17 @@ def _rows(file: _File) -> Iterator[tuple[str, dict[str, Any]]]:
                         yield where, _json(line, where) if suffix == ".jsonl" else {"text": line.strip()}
 
 
-def _csv(file: _File) -> Any:
-    """Batches of a CSV or TSV file with the types of its first megabyte; TSV has no quotes."""
+def _csv(file: _File, texts: Sequence[str]) -> Any:
+    """Batches of a CSV or TSV file with the types of its first block, but `texts`; TSV has no quotes."""
     tabs = _suffix(file) == ".tsv"
     parsing = pacsv.ParseOptions(
         delimiter="\t" if tabs else ",", quote_char=False if tabs else '"', newlines_in_values=not tabs
     )
     return pacsv.open_csv(
-        file.path, parse_options=parsing, convert_options=pacsv.ConvertOptions(strings_can_be_null=False)
+        file.path,
+        read_options=pacsv.ReadOptions(block_size=CSV_BLOCK),
+        parse_options=parsing,
+        convert_options=pacsv.ConvertOptions(strings_can_be_null=False, column_types=dict.fromkeys(texts, pa.string())),
     )
 
 
@@ -231,11 +246,16 @@ def _matrix(column: Any, file: _File, name: str) -> Any:
     """A column of lists as a matrix."""
     if column.null_count:
         raise LeafError(f"{file.path}: column '{name}' lacks a vector in some row; give every document one")
-    values = column.flatten()
-    rows = np.asarray(values, dtype=np.float32)
-    if len(column) and (rows.ndim != 1 or len(rows) % len(column)):
+    if not pa.types.is_nested(column.type) or not _is_number(column.type.value_type):
+        raise LeafError(f"{file.path}: column '{name}' holds {column.type}, expected lists of numbers")
+    rows = np.asarray(column.flatten(), dtype=np.float32)
+    if len(set(pc.list_value_length(column).to_pylist())) > 1:
         raise LeafError(f"{file.path}: vectors in column '{name}' differ in length; give all of them one width")
     return rows.reshape(len(column), -1)
+
+
+def _is_number(type: pa.DataType) -> bool:
+    return bool(pa.types.is_floating(type) or pa.types.is_integer(type))
 
 
 def _listed(names: Any) -> str:

@@ -23,6 +23,8 @@ _OPERATORS: dict[type[ast.cmpop], Operator] = {
     ast.Eq: "==", ast.NotEq: "!=", ast.Lt: "<", ast.LtE: "<=", ast.Gt: ">", ast.GtE: ">=",
 }  # fmt: skip
 _MIRRORED: dict[Operator, Operator] = {"==": "==", "!=": "!=", "<": ">", "<=": ">=", ">": "<", ">=": "<="}
+#: Conditions within conditions that are read; every store goes down them by recursion.
+DEEPEST = 100
 #: What a condition may look like, for errors.
 EXAMPLE = "year >= 2020 and lang in ['en', 'de']"
 
@@ -103,19 +105,23 @@ def check(condition: Filter, columns: Mapping[str, str]) -> None:
                     raise LeafError(
                         f"'{name}' holds {known[name]} and is compared with {each!r}; compare like with like"
                     )
+                if isinstance(each, int) and not -(2**63) <= each < 2**63:
+                    raise LeafError(f"'{name}' is compared with a number of more than 64 bits; write it with a point")
             if operator in ("starts", "contains") and known[name] != "str":
                 raise LeafError(f"'{name}' holds {known[name]}, and only text has parts; compare it with a number")
             if operator in ("<", "<=", ">", ">=") and known[name] == "bool":
                 raise LeafError(f"'{name}' is true or false, which has no order; write {name} or not {name}")
 
 
-def _filter(node: ast.expr) -> Filter:
+def _filter(node: ast.expr, depth: int = 0) -> Filter:
+    if depth > DEEPEST:
+        raise ValueError(f"it goes more than {DEEPEST} deep")
     match node:
         case ast.BoolOp(op=operator, values=values):
-            parts = tuple(_filter(value) for value in values)
+            parts = tuple(_filter(value, depth + 1) for value in values)
             return AllOf(parts) if isinstance(operator, ast.And) else AnyOf(parts)
         case ast.UnaryOp(op=ast.Not(), operand=operand):
-            return Not(_filter(operand))
+            return Not(_filter(operand, depth + 1))
         case ast.Name(id=name):
             return Compare(name, "==", True)
         case ast.Call(func=ast.Attribute(value=ast.Name(id=name), attr="startswith"), args=[argument], keywords=[]):

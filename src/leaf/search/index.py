@@ -9,21 +9,21 @@ Which encoder asks is decided at every search: the documents stay as they are. A
 
 import itertools
 import os
-from collections.abc import Iterable, Iterator, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, TypeAlias
 
 import numpy as np
 
-from leaf.encoder import Encoder, Role, Vectors, row_cosines
-from leaf.errors import LeafError
+from leaf.encoder import Encoder, Role, Vectors, normalised, row_cosines
+from leaf.errors import LeafError, first_line
 from leaf.files import digest, user_cache
 from leaf.light import LightEncoder
 from leaf.models import short_name
 from leaf.progress import progress
 from leaf.search import store as stores
-from leaf.search.admission import admit, check_documents, space_carried
+from leaf.search.admission import MIN_MATCHED, admit, check_documents, space_carried
 from leaf.search.filters import Filter, check, parse
 from leaf.search.store import Document, Hit, Settings, Store, Stored, check_document
 from leaf.search.unfinished import Unfinished
@@ -35,12 +35,23 @@ CHUNK = 512
 MAX_QUERY = 65_536
 #: Characters of a canary, cut from the first documents.
 CANARY_CHARACTERS = 300
+#: Canaries where the documents give too few that differ: one document has one, and any encoder finds that among one.
+CANARIES = (
+    "how do I bake bread without an oven", "The treaty was signed in the spring of 1648.", "train from Lisbon to Porto",
+    "Mitochondria turn sugar into energy that a cell can use.", "python list index out of range",
+    "She painted the harbour at dawn.", "symptoms of iron deficiency", "The court dismissed the appeal.",
+    "cheap flights in October", "Sharks have no bones, only cartilage.", "resetting a forgotten password",
+    "The orchestra rehearsed the second movement twice.", "tax rate for a small company",
+    "A volcano on the island erupted last night.", "best age to plant apple trees", "The goalkeeper saved a penalty.",
+)  # fmt: skip
 
 #: Documents whose given vectors are compared with the encoder's own, and how near they must be. Texts may have been cut
 #: or joined in another way when their vectors were made, so near is not equal.
-NUM_COMPARED, MIN_GIVEN_COSINE = 16, 0.95
+NUM_COMPARED, MIN_GIVEN_COSINE, SAME_COSINE = 16, 0.95, 1e-3
 
 How = Literal["add", "update", "put"]
+#: Who encodes documents, or what opens that encoder once there is something to encode; None: who made the index.
+Opening: TypeAlias = Encoder | Callable[[], Encoder] | None
 
 
 @dataclass(frozen=True)
@@ -157,11 +168,12 @@ class Index:
         """Replaces documents, all or none. Raises `LeafError` for an id that is not there, or comes twice."""
         return self._change("update", documents, encoder, **how)
 
-    def put(self, documents: Iterable[Document], encoder: Encoder | None = None, **how: Any) -> Changes:
+    def put(self, documents: Iterable[Document], encoder: Opening = None, **how: Any) -> Changes:
         """Adds what is new, replaces what has changed, and encodes nothing else; all or none.
 
-        `encoder` None is the one that the index was made with. `vectors` are rows of the documents in their order,
-        which are then not encoded. With `prune`, documents that are not among these are deleted.
+        `encoder` None is the one that the index was made with, opened (as by a function that is given) only when there
+        is a text to encode. `vectors` are rows of the documents in their order, which are then not encoded. With
+        `prune`, documents that are not among these are deleted.
 
         A process that is killed leaves the index as it was, and vectors that it had encoded are not encoded again.
         Raises `LeafError` for an id that comes twice, for an encoder of another space, for bad vectors and metadata.
@@ -232,7 +244,7 @@ class Index:
 
     def encoders(self) -> dict[str, str]:
         """Who may ask, by a short name: what `leaf.load` takes of each. The default first, the documents' own last."""
-        base = None if stores.is_url(self.store.name) else Path(self.store.name)
+        base = None if stores.is_url(self.store.name) else Path(os.path.realpath(self.store.name))
         found: dict[str, str] = {}
         for model in filter(None, (*self.settings.queries, self.settings.model)):
             near = base / model if base is not None else None
@@ -262,7 +274,7 @@ class Index:
         self,
         how: How,
         documents: Iterable[Document],
-        encoder: Encoder | None,
+        encoder: Opening,
         vectors: Iterable[Any] | None = None,
         batch_size: int = 32,
         *,
@@ -272,13 +284,9 @@ class Index:
     ) -> Changes:
         if total is None and isinstance(documents, Sized):
             total = len(documents)
-        if vectors is None:
-            if encoder is None:
-                from leaf.loading import load
-
-                encoder = load(self.document_model)
-            if not checked:
-                check_documents(encoder, self.space, own_documents=self.settings.own_documents)
+        opened = encoder if isinstance(encoder, Encoder) else None
+        if vectors is None and opened is not None and not checked:
+            check_documents(opened, self.space, own_documents=self.settings.own_documents)
         added = updated = unchanged = deleted = 0
         seen: set[str] = set()
         unfinished = Unfinished(self._scratch(), {"space": self.space.id, "model": self.settings.model})
@@ -295,18 +303,28 @@ class Index:
                         found = rows[changed]
                         bar.advance(len(changed))
                     else:
-                        assert encoder is not None, "without vectors there is an encoder"
-                        found = unfinished.encode(texts, encoder, batch_size, bar.advance)
+                        if opened is None:
+                            opened = self._opened(encoder)
+                        found = unfinished.encode(texts, opened, batch_size, bar.advance)
                     writer.put([chunk[at] for at in changed], self.settings.prepare(found))
                 replaced = sum(chunk[at].id in known for at in changed)
                 updated, added = updated + replaced, added + len(changed) - replaced
                 unchanged += len(chunk) - len(changed)
             if prune:
+                if not seen:
+                    raise LeafError("no documents arrived, and to prune would take out all there are; delete them")
                 gone = sorted(writer.all_ids() - seen)
                 writer.delete(gone)
                 deleted = len(gone)
         unfinished.remove()
         return Changes(added, updated, unchanged, deleted)
+
+    def _opened(self, opening: Opening) -> Encoder:
+        from leaf.loading import load
+
+        encoder = opening() if opening is not None and not isinstance(opening, Encoder) else load(self.document_model)
+        check_documents(encoder, self.space, own_documents=self.settings.own_documents)
+        return encoder
 
     def _scratch(self) -> Path:
         """Where vectors are kept until the change that they belong to is whole."""
@@ -319,7 +337,9 @@ def beside(models: Sequence[str], target: str) -> list[str]:
     """Models as an index in `target` remembers them: folders by the way from there, so that both can move together."""
     if stores.is_url(target):
         return list(models)
-    return [os.path.relpath(model, target) if model and Path(model).exists() else model for model in models]
+    # From where the folder really is, since `..` leads up from there; a link in its name may go elsewhere.
+    base = os.path.realpath(target)
+    return [os.path.relpath(model, base) if model and Path(model).exists() else model for model in models]
 
 
 def space_of_documents(encoder: Encoder, texts: Sequence[str]) -> Space:
@@ -333,7 +353,8 @@ def space_of_documents(encoder: Encoder, texts: Sequence[str]) -> Space:
             f"{encoder.name} does not say who it is, so nothing could tell its space from another; index with a model "
             "folder, a hub id, an API or a student's package"
         )
-    half = [text[:CANARY_CHARACTERS] for text in dict.fromkeys(texts)][: NUM_CANARIES // 2]
+    half = list(dict.fromkeys(text[:CANARY_CHARACTERS] for text in texts))[: NUM_CANARIES // 2]
+    half += [each for each in CANARIES if each not in half][: max(0, len(CANARIES) - len(half))]
     roles: tuple[Role, ...] = ("query", "document")
     vectors = np.concatenate([encoder.encode_query(half), encoder.encode_document(half)])
     lengths = np.linalg.norm(vectors, axis=1)
@@ -360,7 +381,7 @@ def _chunks(
         some = list(itertools.islice(rows, len(chunk)))
         if len(some) < len(chunk):
             raise LeafError("there are fewer vectors than documents; they must be rows in the same order")
-        found = np.asarray(some, dtype=np.float32)
+        found = _rows(some)
         if found.shape != (len(chunk), dim):
             raise LeafError(f"vectors of shape {found.shape[1:]} were given and the space has {dim} dimensions")
         yield chunk, found
@@ -385,15 +406,32 @@ def _check_strict(how: How, chunk: Sequence[Document], known: Any, name: str) ->
             raise LeafError(f"no document '{document.id}' in {name} to update; add it")
 
 
+def _rows(vectors: Sequence[Any]) -> Vectors:
+    """Given vectors as a matrix. Raises `LeafError` for what is none."""
+    try:
+        return np.asarray(vectors, dtype=np.float32)
+    except (TypeError, ValueError) as error:
+        raise LeafError(f"the vectors are no matrix of numbers ({first_line(error)}); give [documents, dim]") from error
+
+
 def _check_given(documents: Sequence[Document], vectors: Sequence[Any], encoder: Encoder) -> None:
     """Raises `LeafError` unless `vectors` are those that `encoder` gives the documents."""
-    found = np.asarray(vectors[:NUM_COMPARED], dtype=np.float32)
+    found = _rows(vectors[:NUM_COMPARED])
     if found.ndim != 2 or found.shape[1] != encoder.dim:
         raise LeafError(
             f"vectors of shape {found.shape[1:]} were given and {encoder.name} has {encoder.dim} dimensions"
         )
     own = encoder.encode_document([each.body for each in documents[:NUM_COMPARED]])
-    least = float(np.median(row_cosines(found, own[: len(found)])))
+    own = own[: len(found)]
+    cosines = normalised(found) @ normalised(own).T
+    # Texts that say the same lie as near as their own.
+    in_order = np.diagonal(cosines) >= cosines.max(axis=1) - SAME_COSINE
+    if in_order.mean() < MIN_MATCHED:
+        raise LeafError(
+            f"the vectors are not those of {encoder.name}, or in another order: of the first {len(found)}, "
+            f"{int(in_order.sum())} lie nearest to what it gives their own document; give them in the documents' order"
+        )
+    least = float(np.median(row_cosines(found, own)))
     if least < MIN_GIVEN_COSINE:
         raise LeafError(
             f"the vectors are not those of {encoder.name}: their median cosine to what it gives the first {len(own)} "

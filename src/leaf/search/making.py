@@ -19,6 +19,8 @@ from leaf.search.store import Stored
 from leaf.space import SPACE_FILE, Space
 
 Dtype = Literal["auto", "float32", "bfloat16"]
+#: Texts that bfloat16 is tried on, and documents from which that pays: it encodes the sample four times.
+NUM_TRIED, MIN_DOCUMENTS = 64, 1024
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,8 @@ class Plan:
     """Who asks by default."""
     batch_size: int = 32
     dtype: Dtype = "auto"
-    """What a local model computes in; auto is bfloat16 where the hardware has it and vectors hardly move."""
+    """What a local model computes in; auto is bfloat16 for 1,024 documents or more, where the hardware has it and
+    vectors hardly move."""
     device: str | None = None
 
 
@@ -46,7 +49,8 @@ def index_files(
     taken at its word. Raises `LeafError` for what `Index.create` and `Index.put` refuse.
     """
     vectors = files.vectors()
-    if not stores.exists(target, table):
+    # An index whose first documents never arrived is made anew, if only because somebody thought better of it.
+    if not stores.exists(target, table) or (plan.model is not None and not _documents(target, table)):
         if plan.model is None:
             raise LeafError(f"a new index needs --model TEACHER, who encodes the documents of {target}")
         claimed = vectors is not None and (Path(plan.model) / SPACE_FILE).is_file()
@@ -66,8 +70,16 @@ def index_files(
             return Changes(added=len(index))
     with Index.open(target, table) as index:
         _check_same(index, plan)
-        asked = None if vectors is not None else _open(plan.model or index.document_model, files, plan)
-        changes = index.put(files, asked, vectors=vectors, prune=prune, batch_size=plan.batch_size)
+        changes = index.put(
+            files,
+            # One that is named is compared with the index even where nothing has changed.
+            (lambda: _open(index.document_model, files, plan))
+            if plan.model is None or vectors is not None
+            else _open(plan.model, files, plan),
+            vectors=vectors,
+            prune=prune,
+            batch_size=plan.batch_size,
+        )
         if plan.queries:
             index.ask_with(plan.queries)
         return changes
@@ -79,8 +91,10 @@ def copy_index(source: str, target: str, plan: Plan, *, table: str | None = None
     `table` names that of a database, on both sides. Raises `LeafError` where `target` holds documents already.
     """
     with Index.open(source, table) as old:
-        if stores.exists(target, table):
+        if _documents(target, table):
             raise LeafError(f"there is an index in {target} already; name another place")
+        if plan.truncate_dim is not None and plan.truncate_dim > old.settings.dim:
+            raise LeafError(f"{source} holds {old.settings.dim} dimensions, not {plan.truncate_dim}; ask for fewer")
         known = old.encoders()
         precision = plan.precision or (
             stores.usual_precision(target) if stores.is_url(target) else old.settings.precision
@@ -109,7 +123,7 @@ def copy_index(source: str, target: str, plan: Plan, *, table: str | None = None
 
 
 @dataclass(frozen=True)
-class Asker:
+class Admission:
     """Whether an encoder may ask an index."""
 
     model: str
@@ -121,7 +135,7 @@ class Asker:
     """The reason, None for one that may ask."""
 
 
-def verify_index(target: str, model: str | None, device: str | None, table: str | None = None) -> Iterator[Asker]:
+def verify_index(target: str, model: str | None, device: str | None, table: str | None = None) -> Iterator[Admission]:
     """Reads every file of an index whole, then lets `model` (None: every encoder that it knows) encode the canaries.
 
     Raises `LeafError` for a file that is not as it was written.
@@ -134,9 +148,9 @@ def verify_index(target: str, model: str | None, device: str | None, table: str 
                 encoder = load(each, device=device)
                 index.admit(encoder)
                 share, cosine = matched(encoder, index.space)
-                yield Asker(each, share, cosine, None if share >= MIN_MATCHED else "it misses the canaries")
+                yield Admission(each, share, cosine, None if share >= MIN_MATCHED else "it misses the canaries")
             except LeafError as error:
-                yield Asker(each, None, None, str(error))
+                yield Admission(each, None, None, str(error))
 
 
 def describe(target: str, table: str | None = None) -> dict[str, Any]:
@@ -156,9 +170,17 @@ def describe(target: str, table: str | None = None) -> dict[str, Any]:
 def _open(model: str, files: DocumentFiles, plan: Plan) -> Encoder:
     encoder = load(model, device=plan.device, compute_dtype="bfloat16" if plan.dtype == "bfloat16" else "float32")
     narrow = getattr(encoder, "use_bfloat16_where_exact", None)
-    if plan.dtype == "auto" and narrow is not None:
-        narrow([each.body for each in itertools.islice(files, 64)])
+    if plan.dtype == "auto" and narrow is not None and len(files) >= MIN_DOCUMENTS:
+        narrow([each.body for each in itertools.islice(files, NUM_TRIED)])
     return encoder
+
+
+def _documents(target: str, table: str | None) -> int:
+    """How many documents the index in `target` has; 0 where there is none."""
+    if not stores.exists(target, table):
+        return 0
+    with stores.open_store(target, table) as there:
+        return len(there)
 
 
 def _check_same(index: Index, plan: Plan) -> None:

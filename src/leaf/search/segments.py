@@ -161,7 +161,9 @@ class Segment:
     def _from_graph(self, graph: Graph, vectors: Vectors, k: int, allowed: Mask | None) -> list[Rows]:
         count = max(GRAPH_CANDIDATES * k, 1)
         if allowed is None:
-            return graph.candidates(vectors, min(count, self.rows))
+            found = graph.candidates(vectors, min(count, self.rows))
+            # Some documents of a graph cannot be reached in it, which shows where nearly all are asked for.
+            return found if min(map(len, found)) >= min(k, self.rows) else [np.arange(self.rows)] * len(vectors)
         rows = np.flatnonzero(allowed)
         if len(rows) ** 2 <= count * self.rows:  # it would have to give more candidates than there are rows to score
             return [rows] * len(vectors)
@@ -169,9 +171,11 @@ class Segment:
         enough = min(k, len(rows))
         count = min(int(count / max(allowed.mean(), 1e-9)) + 1, self.rows)
         while True:
-            found = [rows[allowed[rows]] for rows in graph.candidates(vectors, count)]
-            if count >= self.rows or min(map(len, found)) >= enough:
+            found = [some[allowed[some]] for some in graph.candidates(vectors, count)]
+            if min(map(len, found)) >= enough:
                 return found
+            if count >= self.rows:
+                return [rows] * len(vectors)
             count = min(4 * max(count, SEARCHING), self.rows)
 
     @functools.cached_property
@@ -348,6 +352,8 @@ def matches(condition: Filter, table: pa.Table) -> Mask:
             if name not in table.schema.names:  # a column that came with later documents
                 return np.full(table.num_rows, operator == "missing")
             column = table.column(name)
+            if pa.types.is_floating(column.type) and value is not None:  # Arrow refuses whole numbers beyond 2⁵³
+                value = tuple(map(float, value)) if isinstance(value, tuple) else float(value)
             met = _COMPARISONS[operator](column, value)
             return np.asarray(pc.fill_null(met, False).combine_chunks().to_numpy(zero_copy_only=False), dtype=bool)
 
@@ -410,7 +416,10 @@ def _synced(path: Path) -> int:
 def read_deletions(path: Path, rows: int, deleted: int) -> Mask:
     """Which rows are gone, `[rows]`. Raises `LeafError` unless those are `deleted` rows."""
     try:
-        gone = np.unpackbits(np.load(path), count=rows).astype(bool)
+        packed = np.load(path)
+        if packed.shape != (-(-rows // 8),):
+            raise ValueError(f"{packed.shape} bytes")
+        gone = np.unpackbits(packed, count=rows).astype(bool)
     except (OSError, ValueError, EOFError, TypeError) as error:
         raise LeafError(f"{path} is missing or damaged ({first_line(error)}); restore it, or index again") from error
     if (found := int(gone.sum())) != deleted:

@@ -236,6 +236,15 @@ def check_document(document: Document) -> None:
         raise LeafError("a document has an empty id; every document needs one of its own")
     if not document.body:
         raise LeafError(f"document '{document.id}' has no text; leave it out, or give it one")
+    texts = (each for each in document.metadata.values() if isinstance(each, str))
+    try:
+        for each in (document.id, document.title, document.text, *document.metadata, *texts):
+            each.encode()
+    except UnicodeEncodeError as error:
+        raise LeafError(
+            f"document {document.id!a:.80} has half a character, {error.object[error.start]!a}, which is no Unicode "
+            "text; repair it, or leave it out"
+        ) from error
     for name, value in document.metadata.items():
         if name in RESERVED or not name:
             raise LeafError(f"document '{document.id}': metadata may not be named '{name}'; rename that column")
@@ -244,6 +253,8 @@ def check_document(document: Document) -> None:
                 f"document '{document.id}': metadata '{name}' is a {type(value).__name__}, expected text, a number, "
                 "true, false or null; leave it out or turn it into text"
             )
+        if isinstance(value, int) and not -(2**63) <= value < 2**63:
+            raise LeafError(f"document '{document.id}': metadata '{name}' takes more than 64 bits; turn it into text")
         if isinstance(value, float) and not math.isfinite(value):
             raise LeafError(f"document '{document.id}': metadata '{name}' is {value}; leave it out where it is missing")
 
@@ -264,7 +275,8 @@ def widened(columns: Mapping[str, str], documents: Sequence[Document]) -> dict[s
         for name, value in document.metadata.items():
             if value is None:
                 continue
-            kind = type(value).__name__
+            # numpy's floats and texts are Python's too.
+            kind = next(each.__name__ for each in (bool, int, float, str) if isinstance(value, each))
             known = found.setdefault(name, kind)
             if {kind, known} == {"int", "float"}:
                 found[name] = "float"
