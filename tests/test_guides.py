@@ -217,7 +217,7 @@ def test_ones_own_corpus_ends_in_a_student_that_is_in_the_teachers_space(follow,
     assert " ok " in printed["leaf texts mine.toml --check"]
     assert "mine: what to expect" in printed["leaf plan mine.toml --probe"]
     verified = printed["leaf verify runs/mine/student"]
-    assert verified.count("\nin the space") == 2  # the weights and the int8 file
+    assert verified.count("\nin the space") == 3  # the weights, the float32 and the int8 file
     assert Path("runs/mine/report.html").is_file()
 
 

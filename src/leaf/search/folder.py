@@ -239,12 +239,16 @@ class FolderStore:
         if not len(vectors):
             return []
         masks = snapshot.masks(where) if where is not None else None
-        if exact or (masks is not None and sum(int(mask.sum()) for mask in masks) <= EXACT_ROWS):
+        if exact:
             return self._hits(snapshot, [snapshot.whole.search(vectors, k, masks)], k)
         found = [snapshot.small.search(vectors, k, masks)]
         for at, segment in enumerate(snapshot.segments):
             if segment.has_codes:
-                found.append(_padded(segment.search(vectors, k, masks[at] if masks is not None else None), at))
+                allowed = masks[at] if masks is not None else None
+                if allowed is not None and int(allowed.sum()) <= EXACT_ROWS:
+                    found.append(_padded(segment.compare(vectors, np.flatnonzero(allowed)), at))
+                else:
+                    found.append(_padded(segment.search(vectors, k, allowed), at))
         return self._hits(snapshot, found, k)
 
     def _hits(self, snapshot: Snapshot, found: Sequence[tuple[Rows, Vectors]], k: int) -> list[list[Hit]]:

@@ -158,6 +158,11 @@ class Segment:
             found = self._from_graph(codes, vectors, k, allowed)
         return [(rows, self.take(rows) @ query) for rows, query in zip(found, vectors, strict=True)]
 
+    def compare(self, vectors: Vectors, rows: Rows) -> list[tuple[Rows, Vectors]]:
+        """`search` by comparing each of float32 `[n, dim]` with just these `rows`."""
+        stored = self.take(rows)
+        return [(rows, stored @ query) for query in vectors]
+
     def _from_graph(self, graph: Graph, vectors: Vectors, k: int, allowed: Mask | None) -> list[Rows]:
         count = max(GRAPH_CANDIDATES * k, 1)
         if allowed is None:
