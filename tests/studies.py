@@ -256,21 +256,21 @@ def searched() -> str:
             f"{each['build_seconds']:.0f} s | {last} | {memory} |"
         )
     ends = [
-        f"{name} {each['two_threads']:,.0f} (least of three rounds {each['two_threads_least']:,.0f})"
+        f"{name} {each['two_threads']:,.0f} ({each['two_threads_least']:,.0f}), 32 at a time "
+        f"{each['two_threads_by_32']:,.0f} ({each['two_threads_by_32_least']:,.0f})"
         for name, each in record["end_to_end"].items()
     ]
     exact = ", ".join(
         f"{int(count):,}: {each['exact']:.2f} and {each['graph']:.2f} ms"
         for count, each in record["exact_or_graph"].items()
     )
-    hardware = record["provenance"]["hardware"]
+    hardware = record["provenance"]["searches"]["hardware"]
     asked = f"{record['documents']:,} documents × {record['dim']} of all-MiniLM-L6-v2 and {record['queries']:,} queries"
     return (
         "\n".join(rows)
         + f"\n\n{asked}, {record['cores']} cores ({hardware['cpu']}); recall against comparing with all. Text in, "
-        "documents out, int8, one "
-        f"question at a time from two threads, searches a second: {'; '.join(ends)}. Comparing with all beside asking "
-        f"a graph, by how many documents there are: {exact}.\n"
+        "documents out, int8, from two threads, searches a second (in brackets the least of five rounds): one question at "
+        f"a time, {'; '.join(ends)}. Comparing with all beside asking a graph, by how many documents there are: {exact}.\n"
     )
 
 
