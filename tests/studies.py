@@ -266,11 +266,14 @@ def searched() -> str:
     )
     hardware = record["provenance"]["searches"]["hardware"]
     asked = f"{record['documents']:,} documents × {record['dim']} of all-MiniLM-L6-v2 and {record['queries']:,} queries"
+    told = (
+        f"{asked}, {record['cores']} cores ({hardware['cpu']}); recall against comparing with all. Text in, documents "
+        "out, int8, from two threads, searches a second (in brackets the least of five): one question at a time, "
+    )
     return (
         "\n".join(rows)
-        + f"\n\n{asked}, {record['cores']} cores ({hardware['cpu']}); recall against comparing with all. Text in, "
-        "documents out, int8, from two threads, searches a second (in brackets the least of five rounds): one question at "
-        f"a time, {'; '.join(ends)}. Comparing with all beside asking a graph, by how many documents there are: {exact}.\n"
+        + f"\n\n{told}{'; '.join(ends)}. Comparing with all beside asking a graph, by how many documents there are: "
+        f"{exact}.\n"
     )
 
 
