@@ -248,7 +248,7 @@ def searched() -> str:
     rows = ["| `--precision` | recall@10 | ms a search | MB | built in | a million documents | memory, building |"]
     rows.append("|---|--:|--:|--:|--:|--:|--:|")
     for name, each in record["precisions"].items():
-        million = record["million"].get(name)
+        million = record.get("million", {}).get(name)
         last = f"{million['build_seconds']:.0f} s, {million['search_ms']:.1f} ms a search" if million else ""
         memory = f"{million['peak_mib']:,} MiB" if million else ""
         rows.append(
