@@ -449,7 +449,7 @@ def test_serve_hands_its_options_on(run, table, monkeypatch):
 def test_recipes_are_listed_one_line_each(run):
     code, out, _ = run("recipes")
     assert code == 0
-    shipped = {"demo", "ladder", "ladder-cpu", "leaf-ir", "leaf-ir-fast", "leaf-mt"}
+    shipped = {"demo", "ladder", "ladder-cpu", "leaf-fast", "leaf-ir", "leaf-ir-fast", "leaf-mt"}
     assert all(name in out for name in shipped)
     assert set(json.loads(run("recipes", "--json")[1])) == shipped
 

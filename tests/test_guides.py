@@ -49,6 +49,7 @@ SMALL = ["prepare.held_out=24", "train.batch_size=64", "train.cycles=1", "train.
 BOUGHT = [*SMALL, "export.precisions=[]", "teacher.api.url={api}", "teacher.api.key_variable=OPENAI_API_KEY"]
 TEXTS = '[{{source="queries.txt",kind="query"}},{{source="passages.txt",kind="document"}}]'
 SETTINGS = {
+    "mine": [*SMALL, 'export.precisions=["fp32", "q8"]'],  # the run of the next, named on the command line
     "mine.toml": [*SMALL, 'export.precisions=["fp32", "q8"]'],
     "clinic.toml": [*SMALL, "export.precisions=[]"],
     "guarded.toml": [*SMALL, "export.precisions=[]"],

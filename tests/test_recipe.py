@@ -3,7 +3,8 @@ import tomllib
 import pytest
 
 from leaf.errors import LeafError
-from leaf.recipe import Recipe, override_teacher, shipped_recipes
+from leaf.given import Given
+from leaf.recipe import Recipe, Student, shipped_recipes
 
 MINIMAL = """
 name = "mine"
@@ -29,10 +30,11 @@ def test_the_defaults_are_the_papers_hyper_parameters(tmp_path):
     assert (train.batch_size, train.cycles, train.epochs_per_cycle, train.schedule) == (32, 3, 10, "linear")
 
 
-@pytest.mark.parametrize("name", ["demo", "leaf-ir", "leaf-mt"])
+@pytest.mark.parametrize("name", ["demo", "leaf-fast", "leaf-ir", "leaf-mt"])
 def test_a_shipped_recipe_says_the_same_after_a_round_trip_through_toml(name):
     recipe = shipped_recipes()[name]
-    assert Recipe.parse(tomllib.loads(recipe.to_toml())) == recipe
+    for defaults in (True, False):
+        assert Recipe.parse(tomllib.loads(recipe.to_toml(defaults=defaults))) == recipe
     assert recipe.description
 
 
@@ -58,6 +60,51 @@ def test_layers_that_are_empty_and_layers_that_are_not_given_stay_different(tmp_
         recipe = load(tmp_path, MINIMAL.replace("layers = [0, 2]", line))
         assert recipe.students[0].layers == expected
         assert Recipe.parse(tomllib.loads(recipe.to_toml())).students[0].layers == expected
+
+
+@pytest.mark.parametrize(
+    ("layers", "total", "kept"),
+    [
+        # i · (total − 1) / (layers − 1): 0, 5; 0, 2.5, 5; 0, 5.5, 11; 0, 3.67, 7.33, 11; halves are rounded down.
+        (2, 6, (0, 5)),
+        (3, 6, (0, 2, 5)),
+        (3, 12, (0, 5, 11)),
+        (4, 12, (0, 4, 7, 11)),
+        # 0, 2.75, 5.5, 8.25, 11; and 0, 4/3, 8/3, 4
+        (5, 12, (0, 3, 5, 8, 11)),
+        (4, 5, (0, 1, 3, 4)),
+        (1, 6, (5,)),
+        (1, 1, None),
+        (6, 6, None),
+        (0, 6, ()),
+        ([2, 0], 6, (2, 0)),
+        (None, 6, None),
+    ],
+)
+def test_a_number_of_layers_is_spread_evenly_from_the_first_to_the_last(layers, total, kept):
+    assert Student(layers=layers).kept_layers(total) == kept
+
+
+def test_a_number_of_layers_survives_toml_and_leaves_lists_as_they_are(tmp_path):
+    for line, written in [("layers = 2", 2), ("layers = 0", []), ("layers = [0, 5]", [0, 5])]:
+        recipe = load(tmp_path, MINIMAL.replace("layers = [0, 2]", line))
+        assert recipe.students[0].model_dump(mode="json")["layers"] == written
+        assert Recipe.parse(tomllib.loads(recipe.to_toml())) == recipe
+
+
+def test_more_layers_than_there_are_is_an_error():
+    with pytest.raises(LeafError, match=r"student\.layers = 7, but the backbone has 6 layers"):
+        Student(layers=7).kept_layers(6)
+    with pytest.raises(LeafError, match="names layer 6, but the backbone has layers 0 to 5"):
+        Student(layers=[0, 6]).kept_layers(6)
+
+
+def test_the_default_recipe_asks_for_what_it_has_not():
+    with pytest.raises(
+        LeafError, match=r"'teacher' is missing; give --teacher MODEL.*'texts' is missing; give --queries"
+    ):
+        Recipe.load("leaf-fast")
+    assert Recipe.load("leaf-fast", given=Given("t", queries=["q.txt"])).students == (Student(layers=2),)
 
 
 def test_a_student_changes_only_the_training_fields_it_names(tmp_path):
@@ -89,7 +136,7 @@ def test_overrides_are_read_as_toml_and_reach_into_tables(tmp_path):
 
 
 def test_another_teacher_brings_its_own_prompts_and_length():
-    recipe = override_teacher(Recipe.load("leaf-ir"), "other/model")
+    recipe = Recipe.load("leaf-ir", given=Given("other/model"))
     assert recipe.teacher.model == "other/model"
     assert (recipe.teacher.prompts, recipe.teacher.max_length, recipe.teacher.batch_size) == ({}, None, 256)
 
@@ -103,6 +150,12 @@ def test_another_teacher_brings_its_own_prompts_and_length():
         ("teachr.model=x", r"unknown key 'teachr' \(did you mean 'teacher'\?\)"),
         ("train.schedule=step", r"'train\.schedule': input should be 'linear'"),
         ("evaluate.data=['held-out-pairs']", r"names held-out-pairs, but prepare\.held_out_pairs is 0"),
+        (
+            "student.layers=-1",
+            r"'students\.0\.layers': expected layers to keep, such as \[0, 2, 5\], or how many.*got -1",
+        ),
+        ("student.layers=[0, 1.5]", "or how many, such as 3, got"),
+        ("student.layers=true", "or how many, such as 3, got True"),
         ("student.name=texts", r"'students\.0\.name': string should match"),
         ("student.train.learning=1", "unknown key 'learning'"),
         ("lr", "'lr' is not a setting: write table.field=value"),
@@ -116,7 +169,12 @@ def test_a_mistake_is_one_line_that_names_the_field(tmp_path, change, message):
 
 
 def test_a_file_that_is_missing_or_not_toml_is_named(tmp_path):
-    with pytest.raises(LeafError, match=r"no recipe 'nope': give a \.toml file, or one of demo, ladder, ladder-cpu"):
+    with pytest.raises(
+        LeafError, match=r"no recipe 'nope': give a \.toml file, or one of demo, ladder, ladder-cpu, leaf-fast"
+    ):
         Recipe.load("nope")
+    (tmp_path / "passages-1.parquet").touch()
+    with pytest.raises(LeafError, match=r"passages-1\.parquet' is no recipe; .* a pattern needs quotes: --documents"):
+        Recipe.load(tmp_path / "passages-1.parquet")
     with pytest.raises(LeafError, match="not valid TOML"):
         load(tmp_path, "name = ")

@@ -13,6 +13,7 @@ import pytest
 from rich.console import Console
 
 from leaf.errors import LeafError
+from leaf.evaluation.margin import NOT_MEASURED
 from leaf.planning import plan, print_plan, storage
 from leaf.planning.lengths import Reader, expect, paper_kind, prompt_tokens
 from leaf.planning.page import duration
@@ -300,7 +301,7 @@ def test_nothing_that_is_broken_stops_the_plan(files, tmp_path):
 def test_what_would_stop_the_run_after_it_was_paid_for_is_said(teacher_folder, files, tmp_path):
     recipe = recipe_of(teacher_folder, files, student={"layers": [0, 11]}, prepare={"held_out": 100_000})
     said = "\n".join(plan(recipe, tmp_path / "run")["warnings"])
-    assert "student: layers names layer 11, but its backbone has layers 0 to 3" in said
+    assert "student: student.layers names layer 11, but the backbone has layers 0 to 3" in said
     assert "too few to hold out 100,000" in said
 
 
@@ -519,10 +520,21 @@ def test_hardware_and_gpus_are_chosen_by_name(tmp_path):
     )
 
 
+def test_checkpoints_that_nothing_will_be_measured_of_are_said(tmp_path):
+    """Benchmarks run inside mteb, and margins are measured on the sets of `evaluate.data` alone."""
+    recipe = Recipe.load("leaf-ir")
+    assert recipe.evaluate.benchmarks
+    assert NOT_MEASURED in plan(recipe, tmp_path)["warnings"]
+    local = recipe.model_copy(update={"evaluate": recipe.evaluate.model_copy(update={"data": ("scifact",)})})
+    assert NOT_MEASURED not in plan(local, tmp_path)["warnings"]
+    without = recipe.model_copy(update={"train": recipe.train.model_copy(update={"keep_checkpoints": False})})
+    assert NOT_MEASURED not in plan(without, tmp_path)["warnings"]
+
+
 @pytest.mark.parametrize("name", sorted(shipped_recipes()))
 def test_every_shipped_recipe_fits_its_page_and_survives_json(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    record = plan(Recipe.load(name))
+    record = plan(shipped_recipes()[name])
     assert json.loads(json.dumps(record, allow_nan=False)) == record
     for width in (80, 100, 120):
         text = page(record, width)

@@ -1,18 +1,24 @@
 """The index and its verbs, with tiny real encoders; and `leaf index` and `leaf search` around them."""
 
+import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from rich.console import Console
 
 import leaf
+from leaf.cli import searching
 from leaf.encoder import normalised
 from leaf.errors import LeafError
 from leaf.evaluation.retrieval import retrieve
@@ -20,7 +26,8 @@ from leaf.search import Document, Index, making
 from leaf.search import index as module
 from leaf.search.documents import DocumentFiles
 from leaf.search.folder import FolderStore
-from leaf.space import Space
+from leaf.search.store import Hit
+from leaf.space import CANARIES_FILE, SPACE_FILE, Space
 from leaf.teacher.model import SentenceTransformerEncoder
 from tiny import save_teacher, sentences
 from tiny_student import make_student
@@ -165,7 +172,7 @@ def test_add_update_and_delete_are_strict_and_leave_nothing_half_done(index, tea
         (lambda: index.put([Document("new", "x")], vectors=[np.full(teacher.dim, np.nan)]), "NaN or inf"),
         (lambda: index.put([Document("new", "x")], vectors=[np.ones(3)]), "the space has"),
         (lambda: index.put([Document("new", "x")], vectors=[]), "fewer vectors than documents"),
-        (lambda: index.put([Document("new", "x")], vectors=np.ones((2, teacher.dim))), "more vectors than documents"),
+        (lambda: index.put([Document("new", "x")], vectors=teacher.encode_document(["x", "x"])), "more vectors than"),
     ):
         with pytest.raises(LeafError, match=why) as raised:
             change()
@@ -220,6 +227,56 @@ def test_vectors_that_are_there_are_compared_with_the_model_and_then_taken(teach
     # Where the model cannot be asked, one of its students says whose space it is.
     with Index.create(tmp_path / "c", Space.load(student), DOCUMENTS, vectors=rows) as index:
         assert index.search([TEXTS[3]], leaf.load(student, device="cpu"), k=1)
+
+
+def test_vectors_added_later_are_compared_with_a_model_that_is_given_or_on_this_machine(
+    index, teacher, student, tmp_path, monkeypatch
+):
+    texts = sentences(20, seed=14)
+    more = [Document(f"new{at:02}", text) for at, text in enumerate(texts)]
+    right = teacher.encode_document(texts)
+    with pytest.raises(LeafError, match="the vectors are not those of"):
+        index.put(more, vectors=right[::-1])
+    with pytest.raises(LeafError, match="the vectors are not those of"):
+        index.put([*DOCUMENTS[:30], more[0]], vectors=np.stack([*teacher.encode_document(TEXTS[:30]), -right[0]]))
+    assert len(index) == len(DOCUMENTS)
+    assert index.put(more, vectors=right).added == 20
+    index.delete([each.id for each in more])
+    # Of a model that is elsewhere nothing is asked, unless it is given.
+    index.store.configure(replace(index.settings, model="somebody/else"))
+    monkeypatch.setattr("leaf.loading.load", lambda *_, **__: pytest.fail("a hub or an API was asked"))
+    with pytest.raises(LeafError, match="the vectors are not those of"):
+        index.put(more, teacher, vectors=right[::-1])
+    assert index.put(more, vectors=right[::-1]).added == 20
+
+
+def test_a_title_and_the_id_are_both_shown_within_80_columns(monkeypatch):
+    console = Console(file=io.StringIO(), width=80)
+    monkeypatch.setattr(searching, "stdout", console)
+    text = "How bread is baked without an oven, in a pot with a lid, over a fire that has burned down to embers."
+    searching._print_hits(
+        [Hit("handbook/kitchen/bread.md#3", 0.9, text, "Baking bread without an oven"), Hit("d7", 0.5, "Rye.")]
+    )
+    lines = console.file.getvalue().splitlines()
+    assert max(map(len, lines)) <= 80
+    assert sum("Baking bread without an oven" in line for line in lines) == 1
+    assert sum("handbook/kitchen/bread.md#3" in line for line in lines) == 1
+    assert "d7" in lines[-1]
+    assert "Rye." in lines[-1]
+
+
+def test_an_encoder_that_names_the_teacher_and_misses_the_canaries_is_told_apart_from_one_that_search_refuses(
+    index, student, foreign, tmp_path
+):
+    broken = shutil.copytree(foreign, tmp_path / "broken")
+    for file in (SPACE_FILE, CANARIES_FILE):
+        shutil.copy(student / file, broken / file)
+    index.ask_with([str(student), str(foreign), str(broken)])
+    index.admit(leaf.load(broken, device="cpu"))
+    found = {Path(each.model).name: each.refused for each in making.verify_index(str(index.store.folder), None, "cpu")}
+    assert found["student-2l"] is None
+    assert "is of another space" in found["foreign"]
+    assert found["broken"].startswith("it names the index's teacher, so a search lets it ask, but it misses")
 
 
 @pytest.mark.parametrize("precision", ["float32", "int8", "binary"])

@@ -84,7 +84,8 @@ def test_ratios_are_taken_within_rounds():
 
 
 def test_the_page_shows_the_records_and_says_what_is_not_yet_measured():
-    written = page.page({"train-cpu": made_up()})
+    found = {"train-cpu": made_up()}
+    written = "\n".join(part for what in page.SECTIONS for part in page.section(found, what))
     assert "| CPU | leaf | 90.0 (80.0–100) | 900 | 0 % |  |" in written
     assert "| CPU | padded loop | 35.0 (20.0–50.0) | 350 | 62 % | 3.00 × (2.00–4.00) |" in written
     # Three of the GPU's training and three each of both devices' teacher pass.
@@ -101,7 +102,7 @@ def test_the_page_says_how_far_vectors_agree():
     }
     record["checks"]["other"]["min_cosine"] = 0.98
     record["settings"]["texts"] = 1000
-    written = " ".join(page.page({"embed-cuda": record}).split())
+    written = " ".join(page.section({"embed-cuda": record}, "embed"))
     assert "at least 0.980000, and the nearest is that of the same text for 99.5 % of texts" in written
 
 
@@ -221,8 +222,9 @@ def test_an_option_of_the_other_timing_is_refused(monkeypatch, capsys, what, opt
     assert f"{option[0]} says nothing about {what}" in err
 
 
-def test_nothing_but_the_command_line_imports_what_times():
+def test_nothing_but_the_command_line_and_pages_imports_what_times():
     source = Path(leaf.__file__).parent
     others = [path for path in source.rglob("*.py") if path.parent != source / "speed"]
     imports = re.compile(r"^ *from leaf\.speed(?!\.mix )", re.MULTILINE)  # the lengths of the paper's texts are data
-    assert [path.name for path in others if imports.search(path.read_text(encoding="utf-8"))] == ["using.py"]
+    found = {path.name for path in others if imports.search(path.read_text(encoding="utf-8"))}
+    assert found == {"using.py", "studies.py"}

@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 
 from leaf.errors import LeafError
+from leaf.report.documents import rewrite
+from leaf.report.studies import KINDS
 from leaf.runtime.speed import Plan
-from leaf.speed import page, query_page, shapes
+from leaf.speed import query_page, shapes
 from leaf.speed.contestants import Entrant, enter, names
 from leaf.speed.query import QUICK, TABLE_8, TABLE_8_AGAINST, Texts, make_plan, read_texts, time_models
 from leaf.speed.shapes import architecture
@@ -176,7 +178,7 @@ def record():
 
 
 def test_the_page_has_a_table_of_queries_and_one_of_documents(record):
-    written = page.page({"query-cpu": record})
+    written = "\n".join(query_page.section(record))
     assert (
         "| encoder | queries/s | × bert-base | min latency, ms | max N | p50 / p95 / p99, ms | tokenising, ms |"
         in written
@@ -188,14 +190,6 @@ def test_the_page_has_a_table_of_queries_and_one_of_documents(record):
     text = " ".join(written.split())
     assert "A CPU, 2 threads. 2,000 queries (a file; 9 tokens on average)" in text
     assert "7 rounds, slow models fewer: bert-base 3 on queries, bert-base 3 on documents. onnxruntime 1.2" in text
-    assert "(speed-query.svg)" in written
-    assert "](speed.svg)" not in written  # of the other timings, for which there is no record
-
-
-def test_without_a_record_the_page_says_how_to_make_one():
-    written = page.page({})
-    assert "Not yet measured: `leaf speed table8 --out results/speed`." in written
-    assert "speed-query.svg" not in written
 
 
 def test_one_sample_has_no_deviation():
@@ -204,14 +198,17 @@ def test_one_sample_has_no_deviation():
 
 def test_the_figure_has_a_line_for_each_contestant_and_the_time_that_feels_immediate(record, tmp_path):
     pytest.importorskip("matplotlib")
-    (tmp_path / "query-cpu.json").write_text(json.dumps(record), encoding="utf-8")
-    page.write_page(tmp_path, tmp_path)
-    drawn = (tmp_path / "speed-query.svg").read_text(encoding="utf-8")
+    (tmp_path / "records").mkdir()
+    (tmp_path / "records" / "query-cpu.json").write_text(json.dumps(record), encoding="utf-8")
+    (tmp_path / "page.md").write_text("<!-- leaf: speed records models -->\n<!-- /leaf -->\n", encoding="utf-8")
+    rewrite([tmp_path / "page.md"], KINDS)
+    drawn = (tmp_path / "records" / "speed-query.svg").read_text(encoding="utf-8")
     assert drawn == query_page.figure(record)
     for words in (">minilm-l6<", ">bert-base<", ">queries<", ">documents<", ">100<", ">24<"):
         assert words in drawn
     assert "documents: bert-base 140 to 2,800, minilm-l6 20.0 to 400." in drawn
-    assert not (tmp_path / "speed.svg").exists()
+    assert "](records/speed-query.svg)" in (tmp_path / "page.md").read_text(encoding="utf-8")
+    assert [each.name for each in (tmp_path / "records").glob("*.svg")] == ["speed-query.svg"]
 
 
 @pytest.fixture
@@ -313,11 +310,3 @@ def test_what_does_not_go_together_is_refused(run, arguments, message):
     code, out, err = run("speed", *arguments)
     assert (code, out) == (2, "")
     assert message in err
-
-
-def test_the_page_in_the_repository_has_the_figure_of_its_record(request):
-    root = request.config.rootpath
-    found = page.read_records(root / "results" / "speed")
-    if "query-cpu" not in found:
-        pytest.skip("not yet measured")
-    assert query_page.alt(found["query-cpu"]) in (root / "docs" / query_page.PICTURE).read_text(encoding="utf-8")

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from leaf.recipe import Train
-from leaf.student.schedule import learning_rate
+from leaf.student.schedule import learning_rate, too_short
 
 
 def test_the_papers_schedule_falls_once_an_epoch_from_1e_4_to_1e_5_and_starts_again_in_every_cycle():
@@ -34,3 +34,10 @@ def test_linear_step_falls_by_the_same_amount_with_every_batch():
 def test_constant_never_moves_and_warm_up_scales_only_the_first_steps():
     settings = Train(schedule="constant", lr=0.4, warmup_steps=4)
     assert [learning_rate(step, 3, settings) for step in range(6)] == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.4, 0.4])
+
+
+@pytest.mark.parametrize(
+    ("num_steps", "warmup", "is_short"), [(0, 5, False), (10, 5, True), (11, 5, False), (9, 0, False)]
+)
+def test_a_training_is_too_short_where_half_of_it_is_warm_up(num_steps, warmup, is_short):
+    assert (too_short(num_steps, Train(warmup_steps=warmup)) is not None) == is_short

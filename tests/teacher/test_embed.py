@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 
 from leaf.errors import LeafError
 from leaf.teacher import embed as module
@@ -283,6 +284,36 @@ def test_weights_are_told_apart_below_a_folder_of_any_name(teacher_folder, bert,
     (one / "onnx").mkdir()
     (one / "onnx" / "manifest.json").write_text("{}")
     assert folder_digest(one) == known
+
+
+class Marker:
+    """Writes a file where it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), "w")
+
+
+@pytest.mark.parametrize("damage", ["an object", "cut short", "empty"])
+def test_weights_in_a_pickle_that_torch_refuses_end_in_one_line_and_safetensors_are_read_instead(
+    bert, tmp_path, damage
+):
+    folder = shutil.copytree(bert, tmp_path / "model")
+    weights = folder / "pytorch_model.bin"
+    torch.save({"embeddings": Marker(tmp_path / "ran") if damage == "an object" else torch.ones(9)}, weights)
+    if damage != "an object":
+        weights.write_bytes(weights.read_bytes()[: 500 if damage == "cut short" else 0])
+    both = SentenceTransformerEncoder(str(folder)).encode_document(sentences(2))
+    np.testing.assert_array_equal(both, SentenceTransformerEncoder(str(bert)).encode_document(sentences(2)))
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(
+        LeafError, match=r"pickle that torch refuses .*give the weights as `model\.safetensors`"
+    ) as raised:
+        SentenceTransformerEncoder(str(folder))
+    assert "\n" not in str(raised.value)
+    assert not (tmp_path / "ran").exists()
 
 
 def test_order_and_batch_size_do_not_change_a_vector(teacher_folder):

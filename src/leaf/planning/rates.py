@@ -60,9 +60,9 @@ class Measured(NamedTuple):
 
 MEASURED = (
     Measured("results/speed/train-cpu.json", "train", 6, 384, 768, 192.58, 18.21),
-    Measured("results/ladder/report-cpu.json", "train", 2, 384, 384, 40.92, 202.9),
-    Measured("results/ladder/report-cpu.json", "train", 1, 384, 384, 40.92, 288.0),
-    Measured("results/ladder/report-cpu.json", "table", 0, 384, 384, 38.93, 15767),
+    Measured("results/ladder/from-teacher.json", "train", 2, 384, 384, 40.92, 202.9),
+    Measured("results/ladder/from-teacher.json", "train", 1, 384, 384, 40.92, 288.0),
+    Measured("results/ladder/from-teacher.json", "table", 0, 384, 384, 38.93, 15767),
     Measured("results/speed/embed-cpu.json", "embed", 12, 384, 384, 191.95, 22.57),
 )
 #: Float32 takes so many times as long as bfloat16 on a CPU that multiplies both (LOG.md: 8.9k and 5.4k tokens/s).

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-#: Bytes of a parameter in an exported file (`results/export/`: the demo's two-layer student).
+#: Bytes of a parameter in an exported file (`results/int8/`: the demo's two-layer student).
 ONNX_BYTES = {"fp32": 4.0, "fp16": 2.0, "q8": 1.08, "q8-portable": 1.08, "q4": 0.73, "q4f16": 0.62}
 #: What byte-stream-split and zstd leave of float16 vectors: 0.852 and 0.868 of two runs' of 384 dimensions.
 VECTORS_LEFT = 0.86

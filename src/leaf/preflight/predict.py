@@ -61,9 +61,9 @@ class Measured(NamedTuple):
 MEASURED = (
     Measured("results/demo/report.json", "student-table", 0, 6, 17_745, 12, 0.7290, 0.5045),
     Measured("results/demo/report.json", "student-2l", 2, 6, 17_745, 3, 0.6628, 0.3929),
-    Measured("results/ladder/report-cpu.json", "student-table", 0, 6, 200_000, 20, 0.8645, 0.5520),
-    Measured("results/ladder/report-cpu.json", "student-1l", 1, 6, 200_000, 3, 0.8497, 0.4412),
-    Measured("results/ladder/report-cpu.json", "student-2l", 2, 6, 200_000, 3, 0.7480, 0.3463),
+    Measured("results/ladder/from-teacher.json", "student-table", 0, 6, 200_000, 20, 0.8645, 0.5520),
+    Measured("results/ladder/from-teacher.json", "student-1l", 1, 6, 200_000, 3, 0.8497, 0.4412),
+    Measured("results/ladder/from-teacher.json", "student-2l", 2, 6, 200_000, 3, 0.7480, 0.3463),
 )
 #: The ratio falls as `useful_texts ** -exponent`: between two of the runs by 0.03 (tables) and by 0.10 (2 layers).
 EXPONENTS = (0.03, 0.10)

@@ -3,6 +3,8 @@
 Reads:  the run's files alone: manifests, `scores/`, `speed/`, the students' `metrics.jsonl` and `space.json`.
 Writes: `report.json`, `report.md`, `report.html` (self-contained), `figures/*.svg`, model cards.
 
+    from rich.console import Console
+
     report = write_report(Path("runs/demo"), recipe)
     print_summary(report, Console())
 """

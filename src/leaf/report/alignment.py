@@ -2,6 +2,9 @@
 
 Everything takes the alignment as plain data, as `dataclasses.asdict` or its JSON file gives it.
 
+    from dataclasses import asdict
+    from rich.console import Console
+
     print_alignment(asdict(alignment), Console())
 """
 

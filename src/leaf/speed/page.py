@@ -1,60 +1,26 @@
-"""docs/speed.md and its figures, from the records in results/speed/. No number is written here.
+"""The tables and the figure of docs/speed.md, from the records in results/speed/. No number is written here.
 
-write_page(Path("results/speed"), Path("docs"))
+records = read_records(Path("results/speed"))
+parts = section(records, "train")                  # a table and on what it was measured, as Markdown
 """
 
 import json
-import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from leaf.figures import COLOURS, GREY, INK, STYLE, to_svg
-from leaf.files import write_text
-from leaf.speed import query_page
 from leaf.speed.record import NAMES, OURS, rate, rows
 
-#: What is timed: the heading, who takes part (their rows where there is no record), and how it is done.
+#: What is timed: the heading, and who takes part (their rows where there is no record).
 SECTIONS = {
-    "train": (
-        "One training step",
-        (OURS, "padded", "sentence_transformers"),
-        "Forward, backward and AdamW, on the same batches in the same order: `leaf train` itself, the loop one would "
-        "write with Transformers (texts tokenised beforehand, each batch padded to its longest, fused AdamW), and the "
-        "Sentence Transformers trainer with the same loss, which tokenises as it goes. No dropout anywhere. Before the "
-        "clock starts, all three must give the same loss on one batch.",
-    ),
-    "embed": (
-        "The teacher pass",
-        (OURS, "sentence_transformers", "sentence_transformers_float32"),
-        "Strings in, vectors out, tokenisation included: the encoder of `leaf embed` against "
-        "`SentenceTransformer.encode`, in the same compute dtype and in float32, its default. Both sort by length.",
-    ),
+    "train": ("One training step", (OURS, "padded", "sentence_transformers")),
+    "embed": ("The teacher pass", (OURS, "sentence_transformers", "sentence_transformers_float32")),
 }
-INTRODUCTION = (
-    "`leaf speed train` and `leaf speed embed` time leaf against what one would use instead, and `leaf speed MODEL…` "
-    "times encoders against each other, all in one process on one machine. The contestants take turns, so that a slow "
-    "minute of the machine slows all of them; ratios are taken within a round. Numbers are medians over rounds, with "
-    "the least and the most in brackets. Models have random weights. Texts of the first two are made up, with the "
-    "lengths of the paper's training texts (its Table 1; what it leaves open is assumed in "
-    "[mix.py](../src/leaf/speed/mix.py)). Padding is the share of computed tokens that belong to no text."
-)
-COMMANDS = "pip install 'leaf[speed]'\nleaf speed train\nleaf speed embed\nleaf speed table8"
-LAST = "With `--out results/speed` each writes its record, of which `python tests/test_docs.py` makes this page."
 DEVICES = {"cpu": "CPU", "cuda": "GPU"}
 QUERY = "query-cpu"
 
 Records = Mapping[str, Mapping[str, Any]]
-
-
-def write_page(records: Path, docs: Path) -> None:
-    """Writes `speed.md` and the figures that there are records for into the folder `docs`. Needs the extra `plot`."""
-    found = read_records(records)
-    write_text(docs / "speed.md", page(found))
-    if _against_others(found):
-        write_text(docs / "speed.svg", figure(found))
-    if QUERY in found:
-        write_text(docs / query_page.PICTURE, query_page.figure(found[QUERY]))
 
 
 def read_records(folder: Path) -> dict[str, dict[str, Any]]:
@@ -64,22 +30,16 @@ def read_records(folder: Path) -> dict[str, dict[str, Any]]:
     return {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in paths if path.is_file()}
 
 
-def page(records: Records) -> str:
-    """The page as Markdown."""
-    picture = [f"![{alt(records)}](speed.svg)"] if _against_others(records) else []
-    parts = ["# Speed", _wrap(INTRODUCTION), *picture]
-    for what, (heading, contestants, how) in SECTIONS.items():
-        table, notes = ["| on | | texts/s | tokens/s | padding | leaf's speed-up |", "|---|---|--:|--:|--:|--:|"], []
-        for device, name in DEVICES.items():
-            if record := records.get(f"{what}-{device}"):
-                table += [f"| {' | '.join((name, *row))} |" for row in rows(record)]
-                notes.append(_wrap(_note(record, name)))
-            else:
-                table += [f"| {name} | {NAMES[each]} | not yet measured | | | |" for each in contestants]
-        parts += [f"## {heading}", _wrap(how), "\n".join(table), *notes]
-    parts += [part if part[0] in "#|!" else _wrap(part) for part in query_page.section(records.get(QUERY))]
-    parts += ["## Again, on your machine", f"```\n{COMMANDS}\n```", _wrap(LAST)]
-    return "\n\n".join(parts) + "\n"
+def section(records: Records, what: str) -> list[str]:
+    """Of `train` or `embed`: the table, device by device, and on what each was measured."""
+    table, notes = ["| on | | texts/s | tokens/s | padding | leaf's speed-up |", "|---|---|--:|--:|--:|--:|"], []
+    for device, name in DEVICES.items():
+        if record := records.get(f"{what}-{device}"):
+            table += [f"| {' | '.join((name, *row))} |" for row in rows(record)]
+            notes.append(_note(record, name))
+        else:
+            table += [f"| {name} | {NAMES[each]} | not yet measured | | | |" for each in SECTIONS[what][1]]
+    return ["\n".join(table), *notes]
 
 
 def figure(records: Records) -> str:
@@ -165,7 +125,3 @@ def _note(record: Mapping[str, Any], device: str) -> str:
         f"transformers {versions['transformers']}, sentence-transformers {versions['sentence-transformers']}; commit "
         f"{made_by['commit']}, {made_by['time'][:10]}."
     )
-
-
-def _wrap(paragraph: str) -> str:
-    return textwrap.fill(paragraph, 120, break_long_words=False, break_on_hyphens=False)

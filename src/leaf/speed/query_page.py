@@ -7,19 +7,6 @@ from leaf.encoder import Role
 from leaf.figures import COLOURS, GREY, INK, STYLE, to_svg
 
 HEADINGS: dict[Role, str] = {"query": "queries", "document": "documents"}
-HEADING = "Encoding, query side (Table 8, Figure 12)"
-INTRODUCTION = (
-    "Queries and documents without prompts, strings in and vectors out, tokenisation included, all through ONNX "
-    "Runtime (a long batch in parts of {tokens_per_thread} tokens a thread, which is quicker): students and teachers "
-    "by their architecture, with random weights, since what a model has learnt does not change its speed; only int8 "
-    "takes a little longer once trained, when a few channels that stand out are computed apart. Every round draws its "
-    "batches anew. texts/s is mean ± sd over all batch sizes and rounds, as in the paper; min latency is the time of "
-    "the batch that takes least, mean ± sd; max N is the largest batch within {within_ms:.0f} ms (+: no larger one was "
-    "tried); p50, p95 and p99 are of queries that come one at a time; tokenising is how much of min latency goes into "
-    "that. In the paper leaf-ir, here minilm-l6, encodes 7.3 × as many queries and 6.5 × as many documents a second as "
-    "its teacher, a BERT-base, and leaf-mt, here minilm-l6-d1024, 23.7 × and 24.4 × as many as its teacher, a "
-    "BERT-large."
-)
 MISSING = "Not yet measured: `leaf speed table8 --out results/speed`."
 PICTURE = "speed-query.svg"
 MARKERS = "osD^vPX*"
@@ -89,11 +76,9 @@ def number(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
 
 
-def section(record: Mapping[str, Any] | None) -> list[str]:
-    """The paragraphs of the section, to be wrapped by whoever writes the page; tables and links are not to be."""
-    if record is None:
-        return [f"## {HEADING}", MISSING]
-    parts = [f"## {HEADING}", INTRODUCTION.format(**record["settings"]), f"![{alt(record)}]({PICTURE})"]
+def section(record: Mapping[str, Any]) -> list[str]:
+    """A table for each kind of text, as Markdown, and on what the record was made."""
+    parts = []
     for role in HEADINGS:
         header, *rows = table(record, role)
         lines = [f"| {' | '.join(cells)} |" for cells in (header, ["---", *["--:"] * (len(header) - 1)], *rows)]
