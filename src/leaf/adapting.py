@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from leaf.errors import LeafError
+from leaf.given import Given
 from leaf.light import revision_of
 from leaf.models import resolve_model
 from leaf.progress import say
@@ -19,20 +20,26 @@ from leaf.space import Space
 from leaf.texts.shards import HELD_OUT
 
 
-def adapting(recipe: str | Path, student: str | Path, overrides: Sequence[str] = ()) -> Recipe:
-    """`recipe` with its student starting from the folder `student`.
+def adapting(
+    recipe: str | Path, student: str | Path, overrides: Sequence[str] = (), *, given: Given | None = None
+) -> Recipe:
+    """`recipe`, with what is `given`, and its student starting from the folder `student`.
 
     What the recipe leaves out comes from the student: the teacher from its `space.json`, guard texts from its run.
     Raises `LeafError` for a folder that is no aligned student, for a recipe with several students, for a teacher in a
     folder that is not here, and for one behind a server of one's own where the recipe does not say at which URL.
     """
+    if given is not None and (given.layers or given.backbone):
+        raise LeafError(
+            f"--layers and --backbone are for a new student, and --from goes on with '{student}'; leave them out"
+        )
     folder = Path(resolve_model(str(student)))
     if not folder.is_dir():
         raise LeafError(f"--from '{student}' is no folder; give that of a student, such as runs/demo/student")
     teacher = Space.load(folder).teacher
     # Absolute, so that the recipe in the run folder is right wherever it is read.
     start = f"student.start={json.dumps(str(folder.resolve()), ensure_ascii=False)}"
-    adapted = Recipe.load(recipe, [*overrides, start], under={"teacher": _settings(teacher)})
+    adapted = Recipe.load(recipe, [*overrides, start], under={"teacher": _settings(teacher)}, given=given)
     model = adapted.teacher.model
     was_folder = "weights" in teacher and revision_of(teacher) is None and not model.startswith("package:")
     if model == teacher["model"] and was_folder and not Path(model).is_dir():

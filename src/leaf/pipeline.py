@@ -26,16 +26,19 @@ from leaf.evaluation import datasets, records
 from leaf.evaluation.adaptation import BEFORE, error_changes, score_changes
 from leaf.evaluation.alignment import alignment_of
 from leaf.evaluation.leak_sets import leak_sets
+from leaf.evaluation.margin import NOT_MEASURED
 from leaf.evaluation.suite import Kept, Suite, measure_margins, use_bfloat16_where_exact
 from leaf.evaluation.suite import run as measure
 from leaf.evaluation.vectors import VectorCache
 from leaf.files import digest, file_digest, write_json
+from leaf.given import Files, Given, several
 from leaf.light import check_teacher
 from leaf.loading import load
 from leaf.models import resolve_model
+from leaf.planning.models import check_layers
 from leaf.progress import console, say
 from leaf.provenance import provenance
-from leaf.recipe import Recipe
+from leaf.recipe import DEFAULT, Recipe
 from leaf.recipe import Student as StudentSettings
 from leaf.run import Run, Stage, difference, read_manifest
 from leaf.runtime.speed import query_latency
@@ -45,6 +48,7 @@ from leaf.student.data import Examples, build_examples, choose_rows
 from leaf.student.distributed import World, join
 from leaf.student.metrics import check_trackers, held_out_errors
 from leaf.student.model import Student, build_student
+from leaf.student.schedule import too_short
 from leaf.student.step import Engine
 from leaf.student.train import FAST, start_head, train
 from leaf.sweep import borrow, expand, regrid
@@ -70,22 +74,49 @@ NOT_IN_FINGERPRINT = {"checkpoint_minutes", "evaluations", "keep_checkpoints", "
 
 
 def distill(
-    recipe: Recipe | str | Path,
+    recipe: Recipe | str | Path = DEFAULT,
     out: str | Path | None = None,
     *,
+    teacher: str | None = None,
+    queries: Files = (),
+    documents: Files = (),
+    texts: Files = (),
+    column: str | None = None,
+    layers: int | Sequence[int] = (),
+    backbone: str | None = None,
+    data: Files = (),
+    name: str | None = None,
     overrides: Sequence[str] = (),
     device: str | None = None,
     engine: Engine = FAST,
 ) -> dict[str, Any]:
     """Runs every stage of `recipe` in the folder `out` and returns the report; run again, it goes on where it stopped.
 
-    `recipe` is a `Recipe`, the name of one that ships, or a TOML file; `overrides` are `table.field=value` settings.
-    `out` defaults to `runs/<recipe name>`; `device` to a GPU where there is one; `engine` says how steps are executed.
+    `recipe` is a `Recipe`, the name of one that ships, or a TOML file. What is given from `teacher` to `name` replaces
+    what it has, as the options of `leaf distill` do (`leaf.given.Given`); `queries`, `documents` and `texts` are files,
+    not texts. The default recipe has neither a teacher nor texts, and needs both. `overrides` are `table.field=value`
+    settings on top. `out` defaults to `runs/<name>`; `device` to a GPU where there is one; `engine` says how steps are
+    executed.
     Raises `LeafError` for anything the caller can fix: a bad recipe, missing texts, another recipe's folder, an
     unreachable model.
     """
+    given = Given(
+        teacher=teacher,
+        queries=several(queries),
+        documents=several(documents),
+        texts=several(texts),
+        column=column,
+        layers=(layers,) if isinstance(layers, int) else tuple(layers),
+        backbone=backbone,
+        data=several(data),
+        name=name,
+    )
     if not isinstance(recipe, Recipe):
-        recipe = Recipe.load(recipe, overrides)
+        given = given.named_after(out) if recipe == DEFAULT else given
+        recipe = Recipe.load(recipe, overrides, given=given)
+        given.check()
+    elif overrides or given != Given():
+        raise LeafError("a Recipe is complete; give its name or its file with teacher, texts or overrides")
     with Pipeline(recipe, out, device=device, engine=engine).open() as pipeline:
         return pipeline.distill()
 
@@ -134,6 +165,7 @@ class Pipeline:
 
     def _claim(self) -> None:
         """Makes the run folder this recipe's."""
+        check_layers(self.recipe)  # what would stop the first student is said before its teacher is paid
         regrid(self.run.folder, self.written)
         self.run.claim(self.written)
         if self.texts_from is not None:
@@ -292,6 +324,9 @@ class Pipeline:
             if manifest is not None:
                 say(f"scoring again: {difference(manifest['inputs'], stage.inputs)}")
             shutil.rmtree(stage.folder)  # vectors are kept, so what has not changed costs little
+        keeps = any(self.recipe.train_of(each).keep_checkpoints for each in self.recipe.students)
+        if keeps and not any(isinstance(each, datasets.RetrievalSet) for each in loaded):
+            say(NOT_MEASURED)
         encoders: dict[str, Encoder] = {
             name: load(self.run.folder / name, device=self.device, name=name) for name in students
         }
@@ -502,10 +537,13 @@ class Pipeline:
                 student.save(checkpoints / f"epoch-{epoch:03d}")
 
         lengths = examples.lengths if rows is None else examples.lengths[rows]
+        epochs = train_settings.cycles * train_settings.epochs_per_cycle
         say(
             f"{settings.name}: {student.num_layers} layers, {student.num_parameters / 1e6:.1f}M parameters, "
-            f"{len(lengths):,} texts, {train_settings.cycles * train_settings.epochs_per_cycle} epochs"
+            f"{len(lengths):,} texts, {epochs} epochs"
         )
+        if (short := too_short(len(lengths) // train_settings.batch_size * epochs, train_settings)) is not None:
+            say(f"{settings.name}: {short}")
         outcome = train(
             student,
             examples,

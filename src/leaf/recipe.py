@@ -1,8 +1,12 @@
 """A recipe: one TOML file that says everything about a run. Frozen, checked, complete in itself.
 
+    from leaf.given import Given
+    from leaf.recipe import Recipe
+
     recipe = Recipe.load("leaf-ir")                      # a recipe that ships
     recipe = Recipe.load("my/recipe.toml")               # or one of your own
     recipe = Recipe.load("leaf-ir", ["train.lr=3e-4"])   # with what one run changes
+    recipe = Recipe.load("leaf-fast", given=Given(teacher="my/teacher", queries=["queries.txt"]))
 
 A variant names the recipe it starts from (`extends = "leaf-ir"`) and the fields it changes. This file imports no torch.
 """
@@ -12,18 +16,25 @@ import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from leaf.errors import LeafError
 
+if TYPE_CHECKING:
+    from leaf.given import Given
+
 SHIPPED = Path(__file__).parent / "recipes"
+#: The recipe where none is named. It has neither a teacher nor texts: whoever runs it gives them (`leaf.given`).
+DEFAULT = "leaf-fast"
 #: Models that are asked over HTTP begin so; what follows is the provider's own name.
 API_SCHEMES = ("openai:", "voyage:", "cohere:")
 #: A model that cannot be asked: its vectors are all there is.
 VECTORS_SCHEME = "vectors:"
+#: What a recipe may be called: a folder is named so.
+RUN_NAME = r"^[a-z0-9][a-z0-9._-]*$"
 #: Folders of a run that a student may not take as its name all begin otherwise.
 STUDENT_NAME = r"^student(-[a-z0-9][a-z0-9.-]*)?$"
 
@@ -305,8 +316,10 @@ class Student(Section):
     prompts: dict[Literal["query", "document"], str] = {}
     """Prompts of the student, where its teacher's are not known: behind an API. Default: the teacher's; where its API
     is told queries from documents in another way, `query: ` for queries."""
-    layers: tuple[Annotated[int, Field(ge=0)], ...] | None = None
-    """Layers of the backbone to keep, in order. None keeps all; [] is the lookup-table student (no Transformer)."""
+    layers: tuple[int, ...] | int | None = None
+    """Layers of the backbone to keep: which, in order (`[0, 2, 5]`), or how many (`3`), spread evenly from the first to
+    the last, halves rounded down: 2 of 6 are 0, 5; 3 of 6 are 0, 2, 5; 4 of 12 are 0, 4, 7, 11; 1 is the last. None
+    keeps all; `[]` and `0` are the lookup-table student (no Transformer)."""
     pooling: Literal["mean", "cls"] = "mean"
     """Mean over tokens, as in the paper; cls is the ablation of Fig. 8."""
     bias: bool = True
@@ -318,6 +331,39 @@ class Student(Section):
     teacher's vectors. 0 leaves the head at its random start, as in the paper."""
     train: dict[str, Any] = {}
     """Fields of `[train]` that are different for this student."""
+
+    @field_validator("layers", mode="before")
+    @classmethod
+    def _which_or_how_many(cls, data: Any) -> Any:
+        def counts(value: Any) -> bool:
+            return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+        if data is None or (isinstance(data, list | tuple) and all(map(counts, data))):
+            return data
+        if counts(data):
+            return data or ()  # a table has one spelling, whoever reads it
+        raise ValueError(f"expected layers to keep, such as [0, 2, 5], or how many, such as 3, got {data!r}")
+
+    def kept_layers(self, total: int) -> tuple[int, ...] | None:
+        """The layers to keep of a backbone that has `total`, in order; None where all stay as they are.
+
+        Raises `LeafError` where there are not so many.
+        """
+        if not isinstance(self.layers, int):
+            if self.layers and (last := max(self.layers)) >= total:
+                raise LeafError(f"student.layers names layer {last}, but the backbone has layers 0 to {total - 1}")
+            return self.layers
+        if self.layers > total:
+            raise LeafError(
+                f"student.layers = {self.layers}, but the backbone has {total} layers; set {total} or fewer"
+            )
+        if self.layers == total:
+            return None
+        gaps = self.layers - 1
+        if not gaps:
+            return (total - 1,)
+        # i · (total − 1) / gaps to the nearest, halves down: ⌈x − ½⌉ in whole numbers.
+        return tuple(-((gaps - 2 * i * (total - 1)) // (2 * gaps)) for i in range(self.layers))
 
 
 class Evaluate(Section):
@@ -406,7 +452,7 @@ class Sweep(Section):
 class Recipe(Section):
     """A whole run. `[student]` is short for a single `[[students]]`."""
 
-    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")]
+    name: Annotated[str, Field(pattern=RUN_NAME)]
     """Names the run folder `runs/NAME`."""
     description: str = ""
     """One line for `leaf recipes`."""
@@ -451,7 +497,7 @@ class Recipe(Section):
             if self.teacher.is_remote and student.backbone == "teacher" and student.start is None:
                 raise ValueError(
                     f"{student.name} begins from its teacher's weights, and of {self.teacher.model} there are none; "
-                    "set backbone to a Transformers encoder"
+                    "set backbone to a Transformers encoder (--backbone MODEL)"
                 )
         if self.teacher.model.startswith(VECTORS_SCHEME) and self.teacher.vectors is None:
             raise ValueError(f"teacher.model {self.teacher.model} cannot be asked; give its vectors in teacher.vectors")
@@ -482,32 +528,37 @@ class Recipe(Section):
 
     @classmethod
     def load(
-        cls, name_or_path: str | Path, overrides: Sequence[str] = (), *, under: Mapping[str, Any] | None = None
+        cls,
+        name_or_path: str | Path,
+        overrides: Sequence[str] = (),
+        *,
+        under: Mapping[str, Any] | None = None,
+        given: "Given | None" = None,
     ) -> Self:
         """Reads a shipped recipe by name or a TOML file by path, follows `extends`, applies `table.field=value`s.
 
-        Tables of `under` stand in where the recipe has none of that name.
+        Tables of `under` stand in where the recipe has none of that name; `given` replaces what it has, before the
+        overrides. Raises `LeafError` for what is not to be read, wrong or missing, in one line.
         """
         data = {**(under or {}), **_read(str(name_or_path))}
+        if given is not None:
+            data = given.complete(data)
         for override in overrides:
             _set(data, override)
         return cls.parse(data, origin=str(name_or_path))
 
-    def to_toml(self) -> str:
-        """The resolved recipe as TOML; `Recipe.load` of it gives this recipe again."""
-        return tomli_w.dumps(self.model_dump(mode="json", exclude_none=True))
+    def to_toml(self, *, defaults: bool = True) -> str:
+        """The resolved recipe as TOML; `Recipe.load` of it gives this recipe again, also without what is a default."""
+        data = self.model_dump(mode="json", exclude_none=True, exclude_defaults=not defaults)
+        return tomli_w.dumps(data)
 
 
 def shipped_recipes() -> dict[str, Recipe]:
-    """The recipes inside the package, by name."""
-    return {name: Recipe.load(name) for name in sorted(path.stem for path in SHIPPED.glob("*.toml"))}
+    """The recipes inside the package, by name; `DEFAULT` with names in place of a teacher and of texts."""
+    from leaf.given import EXAMPLE
 
-
-def override_teacher(recipe: Recipe, model: str) -> Recipe:
-    """`recipe` with another teacher, whose prompts, length and name are its own: those of the old one do not apply."""
-    kept = recipe.teacher.model_dump(include={"compute_dtype", "storage_dtype", "batch_size"})
-    changed = recipe.model_copy(update={"teacher": Teacher(model=model, **kept)})
-    return Recipe.parse(changed.model_dump(), origin=f"--teacher {model}")
+    names = sorted(path.stem for path in SHIPPED.glob("*.toml"))
+    return {name: Recipe.load(name, given=EXAMPLE if name == DEFAULT else None) for name in names}
 
 
 def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -522,6 +573,11 @@ def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]
 def _read(name_or_path: str, seen: tuple[str, ...] = ()) -> dict[str, Any]:
     path = Path(name_or_path)
     if path.suffix != ".toml":
+        if path.is_file():
+            raise LeafError(
+                f"'{path}' is no recipe; texts are given with --queries, --documents or --texts, and a pattern needs "
+                f"quotes: --documents '*{path.suffix}'"
+            )
         path = SHIPPED / f"{name_or_path}.toml"
     if not path.is_file():
         known = ", ".join(sorted(each.stem for each in SHIPPED.glob("*.toml")))
@@ -594,7 +650,11 @@ def _explain(error: Any) -> str:
         close = difflib.get_close_matches(location[-1], section.model_fields, n=1) if section else []
         return f"unknown key '{where}'" + (f" (did you mean '{close[0]}'?)" if close else "")
     if error["type"] == "missing":
-        return f"'{where}' is missing"
+        fix = {
+            "teacher": "; give --teacher MODEL, or [teacher] in a recipe",
+            "texts": "; give --queries FILE, --documents FILE or both, or [[texts]] in a recipe",
+        }
+        return f"'{where}' is missing" + fix.get(where, "")
     message = error["msg"].removeprefix("Value error, ").replace("valid tuple", "list")
     arrived = "" if error["type"] == "value_error" else f", got {error['input']!r}"
     return f"'{where}': {message[0].lower()}{message[1:]}{arrived}"

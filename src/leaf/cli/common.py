@@ -18,6 +18,7 @@ from leaf.errors import LeafError
 from leaf.progress import say
 
 if TYPE_CHECKING:
+    from leaf.given import Given
     from leaf.pipeline import Pipeline
     from leaf.recipe import Recipe
 
@@ -78,12 +79,99 @@ class Changes:
     as_json: AsJson = False
 
 
-class Run(Changes):
+OWN = "Without a recipe, or instead of what it has"
+
+
+class Own:
+    """A teacher and texts of one's own; see `leaf.given.Given`."""
+
+    teacher: Annotated[
+        str | None,
+        typer.Option(
+            "--teacher",
+            metavar="MODEL",
+            help="The model whose space is kept: a hub id, a folder, openai:MODEL …",
+            rich_help_panel=OWN,
+        ),
+    ] = None
+    queries: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--queries",
+            metavar="FILE",
+            help="Texts like the queries: .txt (one a line), .parquet, .jsonl, .csv, .tsv, 'a pattern-\\*.parquet', "
+            "hub:OWNER/NAME; repeatable.",
+            rich_help_panel=OWN,
+        ),
+    ] = None
+    documents: Annotated[
+        list[str] | None,
+        typer.Option("--documents", metavar="FILE", help="Texts like the documents; repeatable.", rich_help_panel=OWN),
+    ] = None
+    texts: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--texts",
+            metavar="FILE",
+            help="Texts with a column kind (query, document), or installed-docs; repeatable.",
+            rich_help_panel=OWN,
+        ),
+    ] = None
+    column: Annotated[
+        str | None,
+        typer.Option(
+            "--column", metavar="NAME", help="Column of the text in all of these. Default: text.", rich_help_panel=OWN
+        ),
+    ] = None
+    layers: Annotated[
+        list[int] | None,
+        typer.Option(
+            "--layers",
+            metavar="N",
+            min=0,
+            help="So many layers of the teacher, evenly spread; 0 is a lookup table, trained in its own way. Repeated, "
+            "a student each: student-table, student-2l …",
+            rich_help_panel=OWN,
+        ),
+    ] = None
+    backbone: Annotated[
+        str | None,
+        typer.Option(
+            "--backbone",
+            metavar="MODEL",
+            help="Students begin from this encoder, not from the teacher; needed where that is behind an API.",
+            rich_help_panel=OWN,
+        ),
+    ] = None
+    data: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--data",
+            metavar="PATH",
+            help="Score on this BEIR folder or .tsv[.gz] set, and train on none of its texts; repeatable.",
+            rich_help_panel=OWN,
+        ),
+    ] = None
+    name: Annotated[
+        str | None,
+        typer.Option(
+            "--name",
+            metavar="NAME",
+            help="Of the run, which lies in runs/NAME. Default: the recipe's; without one, the last part of --out.",
+            rich_help_panel=OWN,
+        ),
+    ] = None
+
+
+class Run(Own, Changes):
     """A recipe and its run."""
 
     recipe: Annotated[
-        str, typer.Argument(metavar="RECIPE", help="A recipe that ships (see `leaf recipes`) or a .toml file.")
-    ]
+        str | None,
+        typer.Argument(
+            metavar="RECIPE", help="A recipe that ships (see `leaf recipes`) or a .toml file. Default: leaf-fast."
+        ),
+    ] = None
 
 
 class Training:
@@ -144,17 +232,34 @@ def verb(
     return register
 
 
+def given_in(options: Any) -> "Given":
+    """What the options of `Own` give, as far as a verb has them."""
+    from leaf.given import Given
+
+    return Given(**{name: value for name in Given.__dataclass_fields__ if (value := getattr(options, name, None))})
+
+
 def open_recipe(options: Any) -> "Recipe":
-    """The recipe that `Run` and its `Changes` name."""
-    from leaf.recipe import Recipe, override_teacher
+    """The recipe that `Run` and its `Changes` name, with what is given besides; files that are given are looked at."""
+    from leaf.recipe import DEFAULT, Recipe
 
     overrides = [*(options.settings or []), *([f"prepare.limit={options.limit}"] if options.limit else [])]
+    given = given_in(options)
+    if options.recipe is None and options.start:
+        raise LeafError(
+            "--from needs a RECIPE, since a student that goes on learns at a lower rate than leaf-fast's; "
+            "docs/guides/adapting.md has one"
+        )
+    name = options.recipe or DEFAULT
+    if name == DEFAULT:
+        given = given.named_after(options.out)
     if options.start:
         from leaf.adapting import adapting
 
-        recipe = adapting(options.recipe, options.start, overrides)
+        recipe = adapting(name, options.start, overrides, given=given)
     else:
-        recipe = Recipe.load(options.recipe, overrides)
+        recipe = Recipe.load(name, overrides, given=given)
+    given.check()
     if options.commercial:
         from leaf.texts.check import commercial_only
 
@@ -162,7 +267,7 @@ def open_recipe(options: Any) -> "Recipe":
         say(f"left out, not for commercial use: {', '.join(left_out) or 'none'}")
         if unknown:
             say(f"kept, licence not known: {', '.join(unknown)}")
-    return override_teacher(recipe, options.teacher) if options.teacher else recipe
+    return recipe
 
 
 def open_pipeline(options: Any, **more: Any) -> "AbstractContextManager[Pipeline]":
@@ -189,5 +294,6 @@ def table_of(*columns: str, numeric: str = "") -> Table:
     """A table without rules; the columns named in `numeric`, separated by commas, are aligned to the right."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in columns:
-        table.add_column(column, justify="right" if column in numeric.split(",") else "left", overflow="fold")
+        is_numeric = column and column in numeric.split(",")
+        table.add_column(column, justify="right" if is_numeric else "left", overflow="fold")
     return table

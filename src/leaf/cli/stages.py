@@ -12,6 +12,7 @@ from leaf.cli.common import (
     AsJson,
     Changes,
     Dtype,
+    Own,
     Run,
     Spending,
     Training,
@@ -45,7 +46,12 @@ if TYPE_CHECKING:
 
 @verb(Run, Training, Spending)
 def distill(options: Any) -> None:
-    """Every stage: texts, teacher vectors, students, scores, ONNX files, report. Run again, it goes on."""
+    """Every stage: texts, teacher vectors, students, scores, ONNX files, report. Run again, it goes on.
+
+    Without a RECIPE, the one we recommend, leaf-fast, with a teacher and texts of yours:
+    `leaf distill --teacher MODEL --queries queries.txt --documents passages.parquet --name mine`. Its recipe is then
+    `runs/mine/recipe.toml`, for `leaf evaluate`, `leaf export` and `leaf report`.
+    """
     _train(options, lambda pipeline: pipeline.distill(), print_report)
 
 
@@ -477,10 +483,57 @@ def _check_export(options: Any) -> None:
         )
 
 
-@verb(Run)
+class Reported(Own, Changes):
+    """A run, or pages whose numbers come from records."""
+
+    places: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="RECIPE | PAGE", help="A recipe, or Markdown files and folders of them."),
+    ] = None
+    check: Annotated[
+        bool, typer.Option("--check", help="With pages: write nothing, name what differs from its record, exit with 1.")
+    ] = False
+
+
+@verb(Reported)
 def report(options: Any) -> None:
-    """Stage 6: write report.md, report.html, report.json, figures and model cards from the run's records."""
-    _run(options, lambda pipeline: pipeline.report(), print_report)
+    """Stage 6: write report.md, report.html, report.json, figures and model cards from the run's records.
+
+    With Markdown files or folders: write anew the blocks that they have between `<!-- leaf: KIND RECORD -->` and
+    `<!-- /leaf -->`, from the records named there, and the figures beside these.
+    """
+    from leaf.recipe import shipped_recipes
+
+    places = options.places or []
+    pages = [Path(each) for each in places if each.endswith(".md") or Path(each).is_dir()]
+    if not pages or (len(places) == 1 and places[0] in shipped_recipes()):
+        if len(places) > 1:
+            raise LeafError(f"'{places[1]}' is no Markdown file and no folder; recipes are reported one by one")
+        if options.check:
+            raise LeafError("--check says nothing about a recipe; it is for Markdown files and folders of them")
+        options.recipe = places[0] if places else None
+        _run(options, lambda pipeline: pipeline.report(), print_report)
+        return
+    if odd := [each for each in places if Path(each) not in pages]:
+        raise LeafError(f"'{odd[0]}' is no Markdown file and no folder, which the others are")
+    if given := [name for name, value in vars(options).items() if value and name not in ("places", "check")]:
+        option = {"start": "from", "settings": "set", "as_json": "json"}.get(given[0], given[0])
+        raise LeafError(f"--{option} says nothing about pages; see `leaf report --help`")
+    _write_pages(pages, options.check)
+
+
+def _write_pages(pages: list[Path], check: bool) -> None:
+    from leaf.report.documents import rewrite
+    from leaf.report.studies import KINDS
+
+    found = rewrite(pages, KINDS, check=check)
+    for each in found.stale:
+        stdout.print(each, soft_wrap=True, markup=False)
+    done = "differ from their records" if check else "written anew"
+    where = f"{len(found.pages)} page{'s' if len(found.pages) > 1 else ''}"
+    stdout.print(f"{len(found.stale)} of {found.blocks} blocks on {where} {done}", soft_wrap=True)
+    if check and found.stale:
+        raise SystemExit(1)
 
 
 class Planning:

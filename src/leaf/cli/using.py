@@ -1,6 +1,5 @@
 """Models as they are: encode with them, serve them, time them, and see that they live in their space."""
 
-import json
 from collections.abc import Callable
 from enum import StrEnum
 from functools import partial
@@ -10,7 +9,21 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 import leaf
-from leaf.cli.common import AsJson, Device, Eager, NoCompile, app, numbers, print_json, stdout, table_of
+from leaf.cli.common import (
+    AsJson,
+    Device,
+    Eager,
+    NoCompile,
+    Own,
+    Set,
+    app,
+    given_in,
+    numbers,
+    print_json,
+    stdout,
+    table_of,
+    verb,
+)
 from leaf.errors import LeafError
 
 if TYPE_CHECKING:
@@ -78,7 +91,8 @@ def verify(
     """Does it live in the space it claims? Encodes the canaries and compares; exit code 1 when it does not.
 
     Of a folder, every form is checked: the PyTorch weights and each ONNX file. Of an index, every file is read, and its
-    encoders (or --model) are compared with the vectors of its documents' encoder.
+    encoders (or --model) are opened as `leaf search` opens them and held to more: a search takes one that names the
+    index's teacher, here it must also land on the vectors that this teacher gave the canaries.
     """
     from dataclasses import asdict
 
@@ -329,22 +343,39 @@ def speed(
         draw_points(kept, query.latencies(record), figure, quiet=as_json)
 
 
-@app.command(rich_help_panel="Models")
-def recipes(
-    name: Annotated[
-        str | None, typer.Argument(metavar="RECIPE", help="Print this recipe whole, to start one of your own from.")
-    ] = None,
-    as_json: AsJson = False,
-) -> None:
-    """The recipes that ship, one line each, or one of them whole."""
-    from leaf.recipe import Recipe, shipped_recipes
+class Shown(Own):
+    """Which recipe is printed, and with what in it."""
 
-    if name is not None:
-        recipe = Recipe.load(name)
-        print(json.dumps(recipe.model_dump(mode="json"), indent=2) if as_json else recipe.to_toml(), end="")
+    recipe: Annotated[
+        str | None,
+        typer.Argument(metavar="RECIPE", help="Print this one, all that is no default, to start one of your own from."),
+    ] = None
+    settings: Set = None
+    as_json: AsJson = False
+
+
+@verb(Shown, panel="Models")
+def recipes(options: Any) -> None:
+    """The recipes that ship, one line each, or one of them as a file: with what is given here in its place.
+
+    `leaf recipes --teacher MODEL --queries queries.txt --documents passages.txt > mine.toml` writes down what
+    `leaf distill` does with these options.
+    """
+    from leaf.given import EXAMPLE, Given
+    from leaf.recipe import DEFAULT, Recipe, shipped_recipes
+
+    given = given_in(options)
+    if options.recipe is not None or given != Given() or options.settings:
+        name = options.recipe or DEFAULT
+        given = EXAMPLE if name == DEFAULT and given == Given() else given
+        recipe = Recipe.load(name, options.settings or [], given=given)
+        if options.as_json:
+            print_json(recipe.model_dump(mode="json"))
+        else:
+            print(recipe.to_toml(defaults=False), end="")
         return
     shipped = shipped_recipes()
-    if as_json:
+    if options.as_json:
         print_json({name: recipe.model_dump(mode="json") for name, recipe in shipped.items()})
         return
     table = table_of("recipe", "teacher", "students", "")

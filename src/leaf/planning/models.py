@@ -9,6 +9,7 @@ from leaf.encoder import Role
 from leaf.errors import LeafError
 from leaf.models import resolve_model
 from leaf.planning.architecture import Architecture
+from leaf.recipe import Recipe
 
 #: Prompt names that mean "document", in Sentence Transformers' order.
 _DOCUMENT = ("document", "passage", "corpus")
@@ -44,6 +45,17 @@ def find_model(name: str, revision: str | None = None) -> Model:
         shape = known.architecture
         return Model(name, "the table of known models", shape, shape.width, known.max_length)
     return Model(name, f"{name} is neither on this machine nor among the known models")
+
+
+def check_layers(recipe: Recipe) -> None:
+    """Raises `LeafError` where a student asks for layers that its backbone has not, as far as that is known here."""
+    teacher = recipe.teacher
+    for student in recipe.students:
+        if student.layers and student.start is None:
+            own = student.backbone == "teacher"
+            backbone = (teacher.model, teacher.revision) if own else (student.backbone, student.revision)
+            if (shape := find_model(*backbone).architecture) is not None:
+                student.kept_layers(shape.layers)
 
 
 def _cached(name: str, revision: str | None) -> Path | None:

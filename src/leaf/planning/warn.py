@@ -4,10 +4,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from leaf.errors import LeafError
+from leaf.evaluation.margin import NOT_MEASURED
 from leaf.planning.lengths import CHARACTERS_PER_TOKEN
 from leaf.planning.rates import CPU, GPUS, hardware_keys
 from leaf.planning.texts import Source
 from leaf.recipe import Recipe
+from leaf.student.schedule import too_short
 from leaf.teacher.providers import provider_of
 
 
@@ -15,6 +18,8 @@ def warnings(record: Mapping[str, Any], recipe: Recipe, sources: Sequence[Source
     """The warnings about a record of `plan`, each one sentence."""
     said = [*_cannot(record, recipe, sources), *_files(sources, record["evaluation"]), *_space(record)]
     said += [*_unknown(record, recipe, sources), *_rights(sources)]
+    if not recipe.evaluate.data and any(recipe.train_of(each).keep_checkpoints for each in recipe.students):
+        said.append(NOT_MEASURED)
     if hardware and not hardware_keys(hardware):
         said.append(f"no hardware '{hardware}' is known; there are {', '.join((CPU, *GPUS))}")
     return said
@@ -25,13 +30,20 @@ def _cannot(record: Mapping[str, Any], recipe: Recipe, sources: Sequence[Source]
     if record["conflict"] is not None:
         yield f"{record['folder']} belongs to another recipe ({record['conflict']}): choose another --out"
     if texts["rows"] and not texts["training"]:
-        yield f"{texts['rows']:,} texts are too few to hold out {texts['held_out']:,} and train on the rest"
+        yield (
+            f"{texts['rows']:,} texts are too few to hold out {texts['held_out']:,} and train on the rest; lower "
+            "prepare.held_out (--set prepare.held_out=…)"
+        )
     for each, student in zip(record["students"], recipe.students, strict=True):
         if texts["training"] and not each["steps"]:
             yield f"{each['name']}: {each['texts']:,} training texts do not fill one batch of {each['batch_size']}"
-        total, wanted = each["backbone_layers"], max(student.layers or (-1,))
-        if student.start is None and total is not None and wanted >= total:
-            yield f"{each['name']}: layers names layer {wanted}, but its backbone has layers 0 to {total - 1}"
+        if (short := too_short(each["steps"], recipe.train_of(student))) is not None:
+            yield f"{each['name']}: {short}"
+        if student.start is None and (total := each["backbone_layers"]) is not None:
+            try:
+                student.kept_layers(total)
+            except LeafError as error:
+                yield f"{each['name']}: {error}"
     if recipe.teacher.is_api:
         yield from _too_long(recipe, sources)
     elif recipe.teacher.is_remote and any(each.source != "vectors" for each in recipe.texts):

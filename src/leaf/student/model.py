@@ -3,7 +3,7 @@
     Transformer → Pooling(mean) → Dense(identity) → Normalize, the last only if the teacher's vectors have unit length
 
 It *is* a Sentence Transformers model from the first step, so nothing is converted, and nothing can be lost, on saving.
-The lookup-table student (`layers = []`) is `StaticEmbedding → Normalize`: a linear head commutes with a mean, so the
+The lookup-table student (`layers = 0`) is `StaticEmbedding → Normalize`: a linear head commutes with a mean, so the
 head of a student without layers is folded into its table.
 """
 
@@ -271,7 +271,9 @@ def build_student(
         modules: list[nn.Module] = [_table(transformer, limit)]
     else:
         if settings.layers is not None:
-            pick_layers(transformer.auto_model, settings.layers)
+            layers = settings.kept_layers(transformer.auto_model.config.num_hidden_layers)
+            if layers is not None:
+                pick_layers(transformer.auto_model, layers)
         if getattr(transformer.auto_model, "pooler", None) is not None:
             transformer.auto_model.pooler = None  # read by nobody, and 590k parameters in a BERT-base
         if limit is not None:  # None would not mean "no limit" to Sentence Transformers
@@ -313,8 +315,6 @@ def pick_layers(backbone: Any, layers: Sequence[int]) -> None:
     """Keeps only `layers` of a Transformers encoder, in the order given, and says so in its config."""
     config = backbone.config
     total = config.num_hidden_layers
-    if max(layers) >= total:
-        raise LeafError(f"student.layers names layer {max(layers)}, but the backbone has layers 0 to {total - 1}")
     stacks = [
         (parent, name, child)
         for parent in backbone.modules()

@@ -32,3 +32,13 @@ def learning_rate(step: int, steps_per_epoch: int, settings: Train) -> float:
             remaining = 1 - done
     warmup = min(1.0, (step + 1) / settings.warmup_steps) if settings.warmup_steps else 1.0
     return warmup * (settings.final_lr + (settings.lr - settings.final_lr) * remaining)
+
+
+def too_short(num_steps: int, settings: Train) -> str | None:
+    """A sentence where half or more of the `num_steps` of a training are warm-up; None where it is long enough."""
+    if not 0 < num_steps <= 2 * settings.warmup_steps:
+        return None
+    return (
+        f"half or more of its {num_steps:,} steps are warm-up (train.warmup_steps = {settings.warmup_steps:,}); add "
+        "texts, or epochs with --set train.epochs_per_cycle=…"
+    )

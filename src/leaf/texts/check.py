@@ -109,7 +109,7 @@ def _check(source: TextSource, recipe: Recipe, answers: Mapping[tuple[str, str, 
             reachable = answer.problem is None
             found, columns, reason = answer.about(source) if reachable else (None, None, str(answer.problem))
         elif scheme == "file":
-            found = _check_files(source, rest)
+            found = check_files(source, rest)
         elif scheme == "hub":
             found = _check_folder(source, rest)
         elif scheme == "tokenizer":
@@ -133,10 +133,16 @@ class _Wrong(LeafError):
     """The source is there, but not what is asked of it."""
 
 
-def _check_files(source: TextSource, spec: str) -> int | None:
+def check_files(source: TextSource, spec: str) -> int | None:
+    """How many rows the files of `spec` have, where that is told without reading them.
+
+    Raises `LeafError` where there is no such file, none has a row, or the first lacks the columns that are read.
+    """
     found = files(spec)
     try:
         _check_texts(source, records(source, found[0]))
+        if next(itertools.chain.from_iterable(records(source, path) for path in found), None) is None:
+            raise LeafError(f"{spec} is empty; give a file that has texts")
     except LeafError as error:
         raise _Wrong(str(error)) from error
     counts = [num_rows(path) for path in found]

@@ -230,7 +230,7 @@ def _choose(rows: _Rows, settings: Prepare) -> None:
     if len(tickets) < 2 * settings.held_out:
         raise LeafError(
             f"{len(tickets):,} different texts are too few to hold out {settings.held_out:,} and train on "
-            f"the rest; add texts or lower prepare.held_out to {len(tickets) // 2:,} or less"
+            f"the rest; add texts or lower prepare.held_out to {len(tickets) // 2:,} or less (--set prepare.held_out=…)"
         )
     fates[drawn & ~repeated & (forms <= tickets[settings.held_out - 1])] = Fate.HELD_OUT
     fates[(fates == Fate.KEPT) & np.isin(forms, forms[fates == Fate.HELD_OUT])] = Fate.COPY_OF_HELD_OUT

@@ -97,9 +97,9 @@ def require(source: TextSource, where: object, present: Sequence[str]) -> list[s
             continue
         if count:
             raise LeafError(f"{where} has {count} columns '{column}'; rename all but the one that is meant")
-        fix = "name the right column in the recipe"
+        fix = "name the right one, `column` in a recipe or --column"
         if column == source.kind_column and not source.kind:
-            fix = 'say kind = "query" or kind = "document" in the recipe, or name the column in kind_column'
+            fix = 'say kind = "query" or "document" in a recipe (--queries, --documents), or name it in kind_column'
         raise LeafError(f"{where} has no column '{column}' (it has {', '.join(present)}); {fix}")
     return list(dict.fromkeys(wanted))
 
