@@ -1,5 +1,8 @@
 """Vectors in fewer dimensions and fewer bits, and encoders that answer with them (paper, Fig. 5 and 6).
 
+    from leaf import AsymmetricEncoder
+    from leaf.compression import Compressed, Int8
+
     int8 = Int8.calibrate(teacher_documents, dim=256)     # once, for a teacher and all of its students
     small = AsymmetricEncoder(
         Compressed(student, 256, "int8", int8), Compressed(teacher, 256, "int8", int8)

@@ -12,7 +12,9 @@ from numpy.typing import NDArray
 
 from leaf.errors import LeafError
 
+#: The side of a search that a text is on: which of the prompts it takes.
 Role: TypeAlias = Literal["query", "document"]
+#: Float32 `[n, dim]`, a row for each text.
 Vectors: TypeAlias = NDArray[np.float32]
 #: Called with the number of texts that have just been encoded.
 Advance: TypeAlias = Callable[[int], object]

@@ -1,5 +1,7 @@
 """Does a student inherit what its teacher's vectors allow? nDCG@10 by dimension and precision (paper, Fig. 5 and 6).
 
+    from leaf.compression import sample
+
     curves = measure("teacher", sets, dims=(768, 256, 64), precisions=PRECISIONS, calibration=sample(documents))
     write(curves, folder / "curves.json")
 

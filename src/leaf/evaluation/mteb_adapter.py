@@ -1,6 +1,7 @@
 """mteb's interfaces over ours: an `Encoder` as an mteb model, our datasets as mteb tasks. Importing this imports mteb.
 
     import mteb
+    from leaf.evaluation.datasets import load
     from leaf.evaluation.mteb_adapter import MtebEncoder, as_task
     mteb.evaluate(MtebEncoder(encoder), mteb.get_tasks(tasks=["SciFact"]))
     mteb.evaluate(MtebEncoder(encoder), as_task(load("my-set")))

@@ -2,7 +2,9 @@
 
 Reads documents and an encoder of their vectors; writes an index: a folder, or tables of a database.
 
-    from leaf.search import Index
+    import leaf
+    from leaf.search import Document, Index
+
     index = Index.create("my-index", leaf.load(TEACHER), [Document("1", "a text", metadata={"year": 2024})])
     index.search(["a question"], leaf.load("runs/mine/student"), k=10, where="year >= 2020")
 

@@ -1,5 +1,7 @@
 """What an index holds, and the one interface of the places it can lie in: a folder, PostgreSQL, MongoDB.
 
+    from leaf.search.filters import parse
+
     with open_store("runs/demo/index") as store:
         hits = store.search(vectors, 10, where=parse("module == 'json'"))
 

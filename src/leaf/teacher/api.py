@@ -1,5 +1,7 @@
 """A teacher behind an API: OpenAI's, every server that speaks its protocol, Voyage AI's, Cohere's.
 
+    from leaf.files import user_cache
+
     teacher = ApiTeacher("voyage:voyage-3.5", Api(price=0.06), store=user_cache() / "api")
     teacher.encode_document(["a text"])  # asked for and paid once; from the store ever after
 

@@ -1,5 +1,7 @@
 """The teacher pass on a Ray cluster: workers hold the teacher, this process hands out shards and keeps what comes back.
 
+    from leaf.teacher.embed import cache_folder, cache_key
+
     with ClusterTeacher(recipe.teacher, "10.0.0.1:6379", sample=held_out_texts) as teacher:
         key = cache_key(teacher, "float16")
         facts = teacher.embed(texts, shards, cache_folder(embeddings, key), key)
@@ -31,7 +33,7 @@ from leaf.files import atomic_path
 from leaf.progress import progress, say
 from leaf.recipe import Teacher as Settings
 from leaf.run import difference
-from leaf.teacher.embed import check_disk, encode_shard, facts, held_parts
+from leaf.teacher.embed import check_disk, encode_shard, facts, held_parts, work_per_text
 from leaf.teacher.opening import open_teacher
 from leaf.texts.shards import read_shard
 from leaf.vector_files import check_part, write_part
@@ -177,13 +179,16 @@ class ClusterTeacher:
             self._expect(teacher)
             self._connect()
             num_texts, to_do = (sum(shard["rows"] for shard in some) for some in (shards, missing))
-            with progress("embedding", num_texts, completed=num_texts - to_do) as bar:
+            each = work_per_text(texts, missing, key)
+            work = sum(shard["rows"] * each[shard["file"]] for shard in missing)
+            with progress("embedding", num_texts, completed=num_texts - to_do, work=work) as bar:
                 for done in self._encoded(texts, missing, key, batch_size):
                     path = folder / done.shard["file"]
                     with atomic_path(path) as temporary:
                         done.part.tofile(temporary)
                     check_part(path, {**key, "texts": done.shard["digest"]})
-                    bar.advance(done.shard["rows"], f"{sum(each.loading is None for each in self._hired)} workers")
+                    note = f"{sum(worker.loading is None for worker in self._hired)} workers"
+                    bar.advance(done.shard["rows"], note, each=each[done.shard["file"]])
         found = facts(folder, shards, key, teacher["dim"], teacher["similarity"])
         assert found is not None, "no part is missing now"
         return found

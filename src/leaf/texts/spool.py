@@ -1,6 +1,6 @@
 """One source, read once into pieces on disk, so that a run that is killed does not read it again.
 
-    spool = Spool(folder, source, Prepare())
+    spool = Spool(folder, 0, source, Prepare())
     spool.fill()                               # goes on where an earlier process stopped
     for batch in spool.batches(["text", "kind"]):
         ...
