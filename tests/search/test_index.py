@@ -3,13 +3,11 @@
 import io
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
 import time
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -27,7 +25,7 @@ from leaf.search import index as module
 from leaf.search.documents import DocumentFiles
 from leaf.search.folder import FolderStore
 from leaf.search.store import Hit
-from leaf.space import CANARIES_FILE, SPACE_FILE, Space
+from leaf.space import Space
 from leaf.teacher.model import SentenceTransformerEncoder
 from tiny import save_teacher, sentences
 from tiny_student import make_student
@@ -242,6 +240,10 @@ def test_vectors_added_later_are_compared_with_a_model_that_is_given_or_on_this_
     assert len(index) == len(DOCUMENTS)
     assert index.put(more, vectors=right).added == 20
     index.delete([each.id for each in more])
+    with monkeypatch.context() as without_torch:
+        without_torch.setitem(sys.modules, "leaf.teacher.model", None)
+        assert index.put(more, vectors=right[::-1]).added == 20
+    index.delete([each.id for each in more])
     # Of a model that is elsewhere nothing is asked, unless it is given.
     index.store.configure(replace(index.settings, model="somebody/else"))
     monkeypatch.setattr("leaf.loading.load", lambda *_, **__: pytest.fail("a hub or an API was asked"))
@@ -265,18 +267,16 @@ def test_a_title_and_the_id_are_both_shown_within_80_columns(monkeypatch):
     assert "Rye." in lines[-1]
 
 
-def test_an_encoder_that_names_the_teacher_and_misses_the_canaries_is_told_apart_from_one_that_search_refuses(
-    index, student, foreign, tmp_path
+def test_verify_tells_an_encoder_that_misses_the_canaries_from_one_that_search_refuses(
+    index, teacher, student, foreign
 ):
-    broken = shutil.copytree(foreign, tmp_path / "broken")
-    for file in (SPACE_FILE, CANARIES_FILE):
-        shutil.copy(student / file, broken / file)
-    index.ask_with([str(student), str(foreign), str(broken)])
-    index.admit(leaf.load(broken, device="cpu"))
-    found = {Path(each.model).name: each.refused for each in making.verify_index(str(index.store.folder), None, "cpu")}
-    assert found["student-2l"] is None
-    assert "is of another space" in found["foreign"]
-    assert found["broken"].startswith("it names the index's teacher, so a search lets it ask, but it misses")
+    """The student was never trained: it names the right teacher, and answers like nobody."""
+    index.ask_with([str(student), str(foreign)])
+    index.admit(leaf.load(student, device="cpu"))
+    found = {each.model: each.refused for each in making.verify_index(str(index.store.folder), None, "cpu")}
+    assert found[str(student)].startswith("it names the index's teacher, so a search lets it ask, but it misses")
+    assert "is of another space" in found[str(foreign)]
+    assert found[teacher.model_id] is None
 
 
 @pytest.mark.parametrize("precision", ["float32", "int8", "binary"])

@@ -6,6 +6,7 @@ import threading
 import time
 import zlib
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 
 import numpy as np
 import pyarrow as pa
@@ -204,6 +205,47 @@ def test_the_next_shard_is_encoded_while_the_last_is_written_and_what_was_bought
     with pytest.raises(LeafError, match="the service is down"):
         fill(texts, tmp_path / "e", teacher)
     assert [path.name for path in tmp_path.glob("e/*/part-*")] == ["part-00000.parquet"]
+
+
+def test_the_time_left_is_reckoned_by_the_length_of_what_is_left(tmp_path, monkeypatch):
+    """100 words, then 100 passages: after the words nearly everything is left; what is cut off does not count."""
+    shards, told, folder = [], [], tmp_path / "texts"
+    for number, tail in enumerate(("", 2000 * "x")):
+        rows = {"text": [f"{row:08}{tail}" for row in range(100)], "kind": ["query"] * 100, "source": ["s"] * 100}
+        shards.append(write_shard(folder / f"part-{number:05}.parquet", pa.table(rows).cast(SCHEMA)))
+
+    class Told:
+        def __init__(self, total, completed, work):
+            told.append((total, completed, work))
+
+        def advance(self, count, note=None, *, each=1.0):
+            told.append(count * each)
+
+    monkeypatch.setattr(
+        module, "progress", lambda _, total, completed=0, *, work: nullcontext(Told(total, completed, work))
+    )
+
+    class Telling(HashTeacher):
+        def encode_query(self, texts, *, batch_size=32, advance=None):
+            advance(len(texts))
+            return super().encode_query(texts)
+
+    teacher = Telling()
+    for name, limits in (("all", {}), ("tokens", {"max_length": 100}), ("characters", {"characters": 500})):
+        key = {"teacher": {**teacher.identity(), **limits}, "storage_dtype": "float32"}
+        told.clear()
+        embed(folder, shards, teacher, tmp_path / name, key)
+        (total, completed, work), *done = told
+        assert (total, completed) == (200, 0)
+        assert sum(done) == pytest.approx(work)
+        assert work == pytest.approx(100 * 12 + 100 * {"all": 2012, "tokens": 460, "characters": 500}[name], rel=0.05)
+        assert done[0] < work / 20
+    (tmp_path / "all" / shards[0]["file"]).unlink()
+    key = {"teacher": teacher.identity(), "storage_dtype": "float32"}
+    told.clear()
+    embed(folder, shards, teacher, tmp_path / "all", key)
+    assert told[0][:2] == (200, 100)
+    assert told[0][2] < 100 * 20
 
 
 def test_a_cache_of_another_teacher_is_refused_and_the_field_named(texts, tmp_path):

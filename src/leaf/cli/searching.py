@@ -226,8 +226,15 @@ def _print_hits(hits: "Sequence[Hit]") -> None:
     for rank, hit in enumerate(hits, 1):
         text = " ".join(hit.text.split())
         shown = text if len(text) <= SHOWN else text[:SHOWN].rsplit(" ", 1)[0] + " …"
-        table.add_row(str(rank), f"{hit.score:.3f}", _plain(hit.title or hit.id), _plain(shown))
+        table.add_row(str(rank), f"{hit.score:.3f}", _document(hit), _plain(shown))
     stdout.print(table)
+
+
+def _document(hit: "Hit") -> Any:
+    """The title with the id below it, or the id alone."""
+    from rich.text import Text
+
+    return Text.assemble(hit.title, "\n", (hit.id, "dim")) if hit.title else _plain(hit.id)
 
 
 def _plain(text: str) -> Any:

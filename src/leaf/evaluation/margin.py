@@ -24,6 +24,12 @@ from leaf.evaluation.alignment import Estimate
 from leaf.evaluation.statistics import BLOCK, BOUNDS, RESAMPLES
 from leaf.files import write_json
 
+#: Said where checkpoints are kept for nothing.
+NOT_MEASURED = (
+    "checkpoints are kept and no robustness margin will be measured, which takes retrieval sets in evaluate.data "
+    '(benchmarks do not count): --set evaluate.data=["FOLDER"], or train.keep_checkpoints=false'
+)
+
 #: Dataset → query → score, 0 to 1.
 Scores: TypeAlias = Mapping[str, Mapping[str, float]]
 Mode: TypeAlias = Literal["standard", "asymmetric"]

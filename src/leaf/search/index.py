@@ -1,6 +1,6 @@
 """An index and its verbs: text goes in with the teacher, questions are asked with the student.
 
-    index = Index.create("my-index", leaf.load(TEACHER), documents)
+    index = Index.create("my-index", leaf.load(TEACHER), documents, model=TEACHER)
     index.put(more)                                     # adds, updates, and skips what has not changed
     index.search(["a question"], student, k=10, where="lang == 'en'")
 
@@ -172,7 +172,9 @@ class Index:
         """Adds what is new, replaces what has changed, and encodes nothing else; all or none.
 
         `encoder` None is the one that the index was made with, opened (as by a function that is given) only when there
-        is a text to encode. `vectors` are rows of the documents in their order, which are then not encoded. With
+        is a text to encode. `vectors` are rows of the documents in their order, which are then not encoded. The first
+        of them are compared with what `encoder` gives, or, where it is None, the index's own if that is a folder on
+        this machine; vectors of a model that would have to be fetched or paid for are taken at their word. With
         `prune`, documents that are not among these are deleted.
 
         A process that is killed leaves the index as it was, and vectors that it had encoded are not encoded again.
@@ -285,6 +287,7 @@ class Index:
         if total is None and isinstance(documents, Sized):
             total = len(documents)
         opened = encoder if isinstance(encoder, Encoder) else None
+        compared = vectors is None or checked
         if vectors is None and opened is not None and not checked:
             check_documents(opened, self.space, own_documents=self.settings.own_documents)
         added = updated = unchanged = deleted = 0
@@ -301,6 +304,11 @@ class Index:
                     texts = [chunk[at].body for at in changed]
                     if rows is not None:
                         found = rows[changed]
+                        if not compared:
+                            self.settings.prepare(found)  # NaN is wrong whoever made them
+                            if (asked := opened or self._local(encoder)) is not None:
+                                _check_given([chunk[at] for at in changed], list(found), asked)
+                            compared = True
                         bar.advance(len(changed))
                     else:
                         if opened is None:
@@ -318,6 +326,15 @@ class Index:
                 deleted = len(gone)
         unfinished.remove()
         return Changes(added, updated, unchanged, deleted)
+
+    def _local(self, opening: Opening) -> Encoder | None:
+        """The documents' encoder where it is a folder on this machine: no hub, server or API is asked."""
+        if not self.settings.model or not Path(self.document_model).is_dir():
+            return None
+        try:
+            return self._opened(opening)
+        except ImportError:  # its weights take torch, which whoever brings vectors need not have
+            return None
 
     def _opened(self, opening: Opening) -> Encoder:
         from leaf.loading import load

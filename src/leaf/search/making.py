@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from leaf.encoder import Encoder
 from leaf.errors import LeafError
-from leaf.loading import load
+from leaf.loading import load, load_for_serving
 from leaf.progress import progress
 from leaf.search import store as stores
 from leaf.search.admission import MIN_MATCHED, matched
@@ -21,6 +21,8 @@ from leaf.space import SPACE_FILE, Space
 Dtype = Literal["auto", "float32", "bfloat16"]
 #: Texts that bfloat16 is tried on, and documents from which that pays: it encodes the sample four times.
 NUM_TRIED, MIN_DOCUMENTS = 64, 1024
+#: Of an encoder that names the right teacher, which is all that a search asks for, and does not answer as it should.
+MISSES = "it names the index's teacher, so a search lets it ask, but it misses the canaries: make or fetch it again"
 
 
 @dataclass(frozen=True)
@@ -132,7 +134,7 @@ class Admission:
     cosine: float | None
     """Mean cosine of the canaries to their own vector."""
     refused: str | None
-    """The reason, None for one that may ask."""
+    """The reason, None for one that may ask and meets the canaries."""
 
 
 def verify_index(target: str, model: str | None, device: str | None, table: str | None = None) -> Iterator[Admission]:
@@ -145,10 +147,10 @@ def verify_index(target: str, model: str | None, device: str | None, table: str 
             index.store.check()
         for each in [model] if model is not None else index.encoders().values():
             try:
-                encoder = load(each, device=device)
+                encoder = load_for_serving(each, device=device)  # as a search opens it
                 index.admit(encoder)
                 share, cosine = matched(encoder, index.space)
-                yield Admission(each, share, cosine, None if share >= MIN_MATCHED else "it misses the canaries")
+                yield Admission(each, share, cosine, None if share >= MIN_MATCHED else MISSES)
             except LeafError as error:
                 yield Admission(each, None, None, str(error))
 

@@ -3,6 +3,7 @@
 Several processes, on one machine or many that share the folder, may each take a `share` of the shards.
 """
 
+import functools
 import shutil
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -17,8 +18,11 @@ from leaf.encoder import Advance, Encoder, Vectors
 from leaf.errors import LeafError
 from leaf.files import digest
 from leaf.progress import progress
-from leaf.texts.shards import Shard, read_shard
+from leaf.texts.shards import Shard, mean_bytes, read_shard
 from leaf.vector_files import Part, check_part, is_normalised, write_part
+
+#: `leaf.planning.lengths.CHARACTERS_PER_TOKEN`, of English: near enough to say which texts a teacher cuts.
+BYTES_PER_TOKEN = 4.6
 
 
 class TeacherEncoder(Encoder, Protocol):
@@ -84,9 +88,15 @@ def embed(
     contents = ahead((read_shard(texts / shard["file"]) for shard in missing), 1)
     writing: Future[Part] | None = None
     # Leaving the executor waits for it: vectors that are bought are kept, whatever stops the shard after them.
-    with progress("embedding", num_texts, completed=num_texts - to_do) as bar, ThreadPoolExecutor(1) as writer:
+    each = work_per_text(texts, missing, key)
+    work = sum(shard["rows"] * each[shard["file"]] for shard in missing)
+    with (
+        progress("embedding", num_texts, completed=num_texts - to_do, work=work) as bar,
+        ThreadPoolExecutor(1) as writer,
+    ):
         for shard, content in zip(missing, contents, strict=True):
-            vectors = encode_shard(content, teacher, batch_size, bar.advance)
+            advance = functools.partial(bar.advance, each=each[shard["file"]])
+            vectors = encode_shard(content, teacher, batch_size, advance)
             if writing is not None:
                 writing.result()
             part_key = {**key, "texts": shard["digest"]}
@@ -113,6 +123,16 @@ def encode_shard(shard: Shard, teacher: Encoder, batch_size: int, advance: Advan
             )
         vectors[rows] = encoded
     return vectors
+
+
+def work_per_text(texts: Path, shards: Sequence[Mapping[str, Any]], key: Mapping[str, Any]) -> dict[str, float]:
+    """What a text of each shard takes, by file, in bytes that the teacher reads: for the time left, and no more.
+
+    Shards hold one source after another, and a passage takes a hundred times as long as a word.
+    """
+    tokens, characters = (key["teacher"].get(limit) for limit in ("max_length", "characters"))
+    most = tokens * BYTES_PER_TOKEN if tokens else characters or float("inf")
+    return {shard["file"]: min(mean_bytes(texts / shard["file"]), most) for shard in shards}
 
 
 def held_parts(folder: Path, shards: Sequence[Mapping[str, Any]], key: Mapping[str, Any]) -> dict[str, Part]:

@@ -3,6 +3,7 @@
 A plain Transformers folder is loaded as Sentence Transformers does it, with mean pooling.
 """
 
+import pickle
 import threading
 import warnings
 from collections.abc import Mapping, Sequence
@@ -192,6 +193,13 @@ def load_sentence_transformer(
             local_files_only=local_only,
             model_kwargs={"dtype": torch.float32},
         ).eval()
+    except (pickle.UnpicklingError, EOFError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "PytorchStreamReader" not in str(error):
+            raise
+        raise LeafError(
+            f"{model} holds weights as a pickle that torch refuses (`pytorch_model.bin`: code in it, or damage); give "
+            "the weights as `model.safetensors`, which is read instead where both are there"
+        ) from error
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         reason = " ".join(str(error).split())
         raise LeafError(f"{model} holds no usable model: {reason[:200]}") from error
