@@ -36,3 +36,32 @@ def test_a_linear_teacher_is_recovered_and_noise_asks_for_more_ridge():
     features = torch.randn(60, 40, generator=generator)
     unregularised = torch.linalg.lstsq(features, noise).solution
     assert fit_head(features, noise, bias=True, normalise=False).weight.norm() < unregularised.norm() / 2
+
+
+def test_where_directions_alone_count_a_teacher_that_normalises_is_recovered():
+    # Targets of length 1 are no linear map of features whose lengths differ by a factor of ten; their directions are.
+    generator = torch.Generator().manual_seed(0)
+    x = (
+        torch.randn(2000, 8, generator=generator)
+        * torch.linspace(0.5, 5, 2000)[torch.randperm(2000, generator=generator), None]
+    )
+    weight = torch.randn(5, 8, generator=generator)
+    targets = torch.nn.functional.normalize(x @ weight.T, dim=-1)
+    head = fit_head(x, targets, bias=False, normalise=True)
+    assert head.error < 0.05
+    # The same direction for every feature: the map itself, up to one positive factor.
+    cosine = torch.nn.functional.cosine_similarity(head.weight.flatten(), weight.flatten(), dim=0)
+    assert cosine > 0.999
+
+    once = torch.linalg.lstsq(x.double(), targets.double()).solution.T
+    distance = (torch.nn.functional.normalize(x.double() @ once.T, dim=-1) - targets).norm(dim=-1).mean()
+    assert head.error < distance / 2
+
+
+def test_the_fit_is_repeated_only_while_it_helps(monkeypatch):
+    generator = torch.Generator().manual_seed(1)
+    x, noise = torch.randn(300, 20, generator=generator), torch.randn(300, 6, generator=generator)
+    targets = torch.nn.functional.normalize(noise, dim=-1)
+    repeated = fit_head(x, targets, bias=True, normalise=True)
+    monkeypatch.setattr(ridge, "ROUNDS", 0)
+    assert repeated.error <= fit_head(x, targets, bias=True, normalise=True).error
