@@ -50,7 +50,7 @@ from leaf.student.metrics import check_trackers, held_out_errors
 from leaf.student.model import Student, build_student
 from leaf.student.schedule import too_short
 from leaf.student.step import Engine
-from leaf.student.train import FAST, start_head, train
+from leaf.student.train import FAST, start_head, start_table, train
 from leaf.sweep import borrow, expand, regrid
 from leaf.teacher.coverage import coverage_of
 from leaf.teacher.drift import drift
@@ -488,6 +488,8 @@ class Pipeline:
             raise LeafError(f"{self._embed_stage.folder} is not complete; run `leaf embed` with this recipe first")
         train_settings = self.recipe.train_of(settings)
         unused = {"train", "start"} if settings.prompts else {"train", "start", "prompts"}  # as in `texts`
+        if settings.layers != () or settings.table == "backbone":
+            unused.add("table")
         stage = self.run.stage(
             settings.name,
             {
@@ -530,7 +532,11 @@ class Pipeline:
         checkpoints = self._checkpoints(stage)
         resumes = (checkpoints / "resume.pt").exists()  # then the head comes with the other weights
         if settings.start is None:
-            start_head(student, examples, 0 if resumes else settings.ridge_texts, self.device, rows)
+            num_texts = 0 if resumes else settings.ridge_texts
+            is_here = isinstance(self.teacher, SentenceTransformerEncoder)
+            if num_texts and student.is_table and settings.table == "teacher" and is_here:
+                start_table(student, self.teacher)
+            start_head(student, examples, num_texts, self.device, rows)
 
         def keep(epoch: int) -> None:
             if train_settings.keep_checkpoints:

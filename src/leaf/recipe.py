@@ -329,6 +329,9 @@ class Student(Section):
     ridge_texts: Annotated[int, Field(ge=0)] = 10_000
     """Texts for the closed-form start of the head: ridge regression from the untrained backbone's pooled states to the
     teacher's vectors. 0 leaves the head at its random start, as in the paper."""
+    table: Literal["teacher", "backbone"] = "teacher"
+    """What a lookup table begins with, before the head is fitted: the teacher's vector of each token alone, or the word
+    embeddings of the backbone, as also where the teacher is an API or vectors: they are not asked for so many."""
     train: dict[str, Any] = {}
     """Fields of `[train]` that are different for this student."""
 

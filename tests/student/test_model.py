@@ -19,10 +19,12 @@ from transformers import (
 )
 
 from leaf.errors import LeafError
+from leaf.loading import load
 from leaf.recipe import Student as Settings
 from leaf.student.model import Student, build_student
 from leaf.student.ridge import Head
-from tiny import save_bert, save_tokenizer, sentences
+from leaf.student.train import start_table
+from tiny import save_bert, save_teacher, save_tokenizer, sentences
 
 TEXTS = sentences(7)
 PROMPTS = {"query": "ba be: ", "document": ""}
@@ -162,6 +164,21 @@ def test_a_folded_head_gives_the_same_vectors_as_a_head_after_the_mean(bert):
     expected = torch.nn.functional.normalize(pooled @ weight.T + bias, dim=-1)
     student.set_head(Head(weight, bias, 0.0))
     np.testing.assert_allclose(vectors(student), expected.detach(), atol=1e-6)
+
+
+def test_the_rows_of_a_table_begin_with_the_teachers_vectors_of_their_tokens(tmp_path):
+    folder = save_teacher(tmp_path, prompts={"query": "", "document": ""})
+    student, teacher = build(folder, dim=24, layers=[]), load(folder, device="cpu")
+    words = student.token_texts()
+    assert all("##" not in word for word in words)
+    start_table(student, teacher)
+    reference = SentenceTransformer(str(folder))  # another library's encoding of the same words
+    np.testing.assert_allclose(student.first.embedding.weight.detach(), reference.encode(words), atol=1e-5)
+    # A head is folded in as before: one row is then the mapped vector of its token.
+    student.set_head(Head(2 * torch.eye(24), torch.ones(24), 0.0))
+    np.testing.assert_allclose(
+        student.first.embedding.weight[7].detach(), 2 * reference.encode(words[7]) + 1, atol=1e-5
+    )
 
 
 def test_a_table_cuts_texts_where_it_was_trained_to_and_every_reader_does_the_same(bert, tmp_path):

@@ -187,13 +187,21 @@ class Student(nn.Module):
         pooling: Any = self.model[1]
         return str(pooling.pooling_mode)
 
+    def token_texts(self) -> list[str]:
+        """Every token of a table, by id, as it reads in a text: without the marker of a word's continuation."""
+        tokenizer = self.first.tokenizer
+        decoded = (tokenizer.decode([each], skip_special_tokens=False) for each in range(self.vocabulary_size))
+        return [text.removeprefix("##").strip() for text in decoded]
+
+    def set_rows(self, rows: Tensor) -> None:
+        """Takes the rows of a table, float32 `[vocabulary_size, d]`."""
+        self.model[0] = StaticEmbedding(self.first.tokenizer, embedding_weights=rows.contiguous())
+
     def set_head(self, head: Head) -> None:
         """Takes a fitted head; a table has it folded in: `mean(E)·W + b = mean(E·W + b)`."""
         with torch.no_grad():
             if self.is_table:
-                table = self.first
-                folded = table.embedding.weight @ head.weight.T + head.bias
-                self.model[0] = StaticEmbedding(table.tokenizer, embedding_weights=folded.contiguous())
+                self.set_rows(self.first.embedding.weight @ head.weight.T + head.bias)
             else:
                 self.head.weight.copy_(head.weight)
                 if self.head.bias is not None:
