@@ -142,8 +142,17 @@ def test_a_table_has_training_of_its_own_where_the_recipe_has_none():
     data = {"student": {"layers": 2, "train": {"lr": 0.5}}}
     table = Given(layers=[0]).complete(data)["student"]
     assert table == {"layers": 0, "train": {**TABLE, "lr": 0.5}}
-    names = [each["name"] for each in Given(layers=[0, 1, 12]).complete({})["students"]]
-    assert names == ["student-table", "student-1l", "student-12l"]
+
+
+def test_several_students_stand_from_the_most_layers_down_each_on_the_one_above():
+    students = Given(layers=[0, 1, 12, 2], backbone="b").complete({"student": {"revision": "1"}})["students"]
+    assert [(each["name"], each["backbone"]) for each in students] == [
+        ("student-12l", "b"),
+        ("student-2l", "student-12l"),
+        ("student-1l", "student-2l"),
+        ("student-table", "b"),
+    ]
+    assert not any("revision" in each for each in students)
 
 
 def test_settings_come_after_what_is_given():

@@ -21,7 +21,7 @@ import leaf
 from leaf.errors import LeafError
 from leaf.evaluation.records import read
 from leaf.pipeline import Pipeline
-from leaf.recipe import Export, Recipe
+from leaf.recipe import Export, Recipe, Student
 from leaf.run import read_manifest
 from leaf.runtime.encoder import OnnxEncoder
 from leaf.space import Space, verify
@@ -365,6 +365,9 @@ def test_sigterm_saves_and_the_same_command_goes_on_to_the_same_weights(finished
 
 def test_two_processes_train_on_the_same_batches_as_one(finished, tmp_path):
     settings, alone, _ = finished
+    # The one below waits for the one above, in either process.
+    below = Student(name="student-1l", backbone="student-2l", layers=[1], train={"epochs_per_cycle": 1})
+    settings = settings.model_copy(update={"students": (*settings.students, below)})
     (tmp_path / "r.toml").write_text(settings.to_toml())
     out = tmp_path / "out"
     pipeline = Pipeline(settings, out, device="cpu")
@@ -382,7 +385,28 @@ def test_two_processes_train_on_the_same_batches_as_one(finished, tmp_path):
         one = json.loads((alone / name / "manifest.json").read_text())
         assert (manifests[name]["steps"], manifests[name]["epochs"]) == (one["steps"], one["epochs"])
         assert manifests[name]["error"] == pytest.approx(one["error"], rel=1e-3)
+    assert manifests["student-1l"]["inputs"]["above"] == manifests["student-2l"]["fingerprint"]
     assert not list(out.glob("checkpoints/**/resume.pt"))
+
+
+def test_a_student_below_another_begins_with_the_layers_that_one_has_learned(tmp_path, teacher_folder):
+    settings = recipe(tmp_path, teacher_folder)
+    two = settings.students[1]
+    # A step so small that float32 does not see it: what it begins with is what it ends with.
+    still = {"lr": 1e-30, "final_lr": 1e-30, "weight_decay": 0.0, "epochs_per_cycle": 1}
+    one = Student(name="student-1l", backbone="student-2l", layers=[1], ridge_texts=50, train=still)
+    out = tmp_path / "out"
+    pipeline = Pipeline(settings.model_copy(update={"students": (two, one)}), out, device="cpu")
+    with pipeline.open():
+        pipeline.texts()
+        pipeline.embed()
+        pipeline.train()
+    above, below = (load_file(out / name / "model.safetensors") for name in ("student-2l", "student-1l"))
+    teacher = load_file(teacher_folder / "model.safetensors")
+    name = next(each for each in below if "layer.0.attention.self.query.weight" in each)
+    learned = above[name.replace("layer.0", "layer.1")]
+    torch.testing.assert_close(below[name], learned)
+    assert not torch.allclose(learned, teacher[name.replace("layer.0", "layer.3")])
 
 
 def test_a_profile_is_a_trace_of_the_steps_and_changes_no_weight(finished, tmp_path):

@@ -505,6 +505,21 @@ def test_plan_says_what_to_expect_and_leaves_nothing_but_its_record(run, tmp_pat
     assert run("texts", path, "--out", out, "--set", "prepare.held_out=40")[0] == 0
 
 
+def test_a_student_below_another_is_probed_as_if_that_one_were_not_trained(run, tmp_path, teacher_folder):
+    students = [
+        {"name": "student-2l", "layers": [0, 3]},
+        {"name": "student-1l", "backbone": "student-2l", "layers": 1},
+        {"name": "student-same", "layers": [3]},
+    ]
+    path = tiny_recipe(tmp_path, teacher_folder, students=students)
+    code, printed, err = run("plan", path, "--probe", "--probe-texts", 200, "--out", tmp_path / "out", "--json")
+    assert code == 0, err
+    _, below, same = json.loads(printed)["students"]
+    said = "student-1l as if it began with layers of an untrained student-2l"
+    assert below["basis"] == [*same["basis"], said]
+    assert {**below, "name": "", "basis": 0} == {**same, "name": "", "basis": 0}
+
+
 def test_a_probe_is_the_same_twice_and_prints_json(run, tmp_path, teacher_folder):
     path = tiny_recipe(tmp_path, teacher_folder)
     records = []

@@ -92,6 +92,52 @@ def test_a_number_of_layers_survives_toml_and_leaves_lists_as_they_are(tmp_path)
         assert Recipe.parse(tomllib.loads(recipe.to_toml())) == recipe
 
 
+NO_STUDENT = MINIMAL.replace("[student]\nlayers = [0, 2]\n", "")
+CASCADE = """
+[[students]]
+name = "student-3l"
+layers = 3
+[[students]]
+name = "student-2l"
+backbone = "student-3l"
+layers = [0, 2]
+[[students]]
+name = "student-1l"
+backbone = "student-2l"
+layers = 1
+[[students]]
+name = "student-table"
+layers = 0
+"""
+
+
+def test_a_student_may_begin_from_one_further_up():
+    recipe = Recipe.parse(tomllib.loads(NO_STUDENT + CASCADE))
+    three, two, one, _ = recipe.students
+    assert [recipe.above(each) for each in recipe.students] == [None, three, two, None]
+    # Of the teacher's six layers three are 0, 2, 5; the first and the last of those 0, 5; and 1 is the last.
+    begun = [recipe.from_model(each, 6) for each in recipe.students]
+    assert [(each.backbone, each.layers) for each in begun[1:]] == [
+        ("teacher", (0, 5)),
+        ("teacher", (5,)),
+        ("teacher", ()),
+    ]
+    # Of a model that nobody knows there are two and one all the same.
+    assert [recipe.from_model(each, None).layers for each in (two, one)] == [(0, 2), 1]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "expected"),
+    [
+        ('name = "student-3l"', 'name = "student-3l"\nbackbone = "student-1l"', "has to stand before it"),
+        ("layers = 3\n", "layers = 0\n", "student-2l begins from student-3l, a lookup table, which has no layers"),
+    ],
+)
+def test_a_cascade_that_cannot_be_is_refused(old, new, expected):
+    with pytest.raises(LeafError, match=expected):
+        Recipe.parse(tomllib.loads(NO_STUDENT + CASCADE.replace(old, new)))
+
+
 def test_more_layers_than_there_are_is_an_error():
     with pytest.raises(LeafError, match=r"student\.layers = 7, but the backbone has 6 layers"):
         Student(layers=7).kept_layers(6)

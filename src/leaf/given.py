@@ -41,7 +41,8 @@ class Given:
     column: str | None = None
     """Where the text is in every one of these that has columns. None: `text`."""
     layers: Sequence[int] = ()
-    """Layers of the student; of several numbers each is a student of its own, `student-table`, `student-2l` …"""
+    """Layers of the student; of several numbers each is a student of its own, `student-2l`, `student-1l`,
+    `student-table` …, from the most layers down, and each with layers begins with those of the one before."""
     backbone: str | None = None
     """What students begin from, if not from the teacher."""
     data: Sequence[str | Path] = ()
@@ -115,11 +116,14 @@ class Given:
         if len(students) > 1:
             raise LeafError(f"--layers varies one [student], and this recipe has {len(students)}; leave it out")
         (base,) = students
-        found = []
-        for layers in self.layers:
-            name = {"name": "student-table" if layers == 0 else f"student-{layers}l"} if len(self.layers) > 1 else {}
-            train = {"train": {**TABLE, **base.get("train", {})}} if layers == 0 else {}
-            found.append({**base, **name, **train, "layers": layers})
+        if len(self.layers) == 1:
+            return [_student(base, self.layers[0])]
+        found: list[dict[str, Any]] = []
+        for layers in sorted(self.layers, reverse=True):
+            student = _student(base, layers) | {"name": "student-table" if layers == 0 else f"student-{layers}l"}
+            if found and layers:  # a trained student's layers are a nearer start than its teacher's (results/layers)
+                student = {**_without(student, "revision"), "backbone": found[-1]["name"]}
+            found.append(student)
         return found
 
 
@@ -136,6 +140,11 @@ def _has_columns(spec: str) -> bool:
     return spec not in ("installed-docs", "vectors") and not (
         spec.startswith("tokenizer:") or spec.lower().removesuffix(".gz").endswith(".txt")
     )
+
+
+def _student(base: Mapping[str, Any], layers: int) -> dict[str, Any]:
+    train = {"train": {**TABLE, **base.get("train", {})}} if layers == 0 else {}
+    return {**base, **train, "layers": layers}
 
 
 def _table(data: Mapping[str, Any], name: str) -> Mapping[str, Any]:

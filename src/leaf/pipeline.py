@@ -483,6 +483,8 @@ class Pipeline:
 
     def _train_student(self, settings: StudentSettings) -> dict[str, Any]:
         texts = self._finished("texts")
+        if (above := self.recipe.above(settings)) is not None:
+            self.world.wait()  # until the main process has written that one
         embeddings = self._embed_stage.manifest
         if embeddings is None:
             raise LeafError(f"{self._embed_stage.folder} is not complete; run `leaf embed` with this recipe first")
@@ -496,6 +498,7 @@ class Pipeline:
                 "embeddings": embeddings["fingerprint"],
                 "student": settings.model_dump(mode="json", exclude=unused),
                 **({"start": _digest_of(settings.start)} if settings.start else {}),
+                **({"above": self._finished(above.name)["fingerprint"]} if above else {}),
                 "train": train_settings.model_dump(mode="json", exclude=NOT_IN_FINGERPRINT),
             },
         )
@@ -504,7 +507,7 @@ class Pipeline:
         if settings.start is not None:
             self._check_start(settings.start)
         student = build_student(
-            settings,
+            settings.model_copy(update={"backbone": str(self.run.folder / above.name)}) if above else settings,
             self.teacher.folder,
             student_prompts(self.recipe.teacher, {**self.teacher.prompts, **settings.prompts}),
             embeddings["dim"],

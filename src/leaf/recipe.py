@@ -307,7 +307,8 @@ class Student(Section):
     name: Annotated[str, Field(pattern=STUDENT_NAME)] = "student"
     """Folder inside the run: `student` or `student-SOMETHING`."""
     backbone: str = "teacher"
-    """Any Transformers encoder (hub id, folder, `package:…`), or `teacher`: start from the teacher's own weights."""
+    """Any Transformers encoder (hub id, folder, `package:…`); `teacher`: start from the teacher's own weights; or the
+    name of a student further up in the recipe: start from that one's, once it is trained."""
     revision: str | None = None
     """Hub commit or tag of the backbone."""
     start: str | None = None
@@ -502,6 +503,11 @@ class Recipe(Section):
                     f"{student.name} begins from its teacher's weights, and of {self.teacher.model} there are none; "
                     "set backbone to a Transformers encoder (--backbone MODEL)"
                 )
+            if (above := self.above(student)) is not None:
+                if names.index(above.name) >= names.index(student.name):
+                    raise ValueError(f"{student.name} begins from {above.name}, which has to stand before it")
+                if above.layers == ():
+                    raise ValueError(f"{student.name} begins from {above.name}, a lookup table, which has no layers")
         if self.teacher.model.startswith(VECTORS_SCHEME) and self.teacher.vectors is None:
             raise ValueError(f"teacher.model {self.teacher.model} cannot be asked; give its vectors in teacher.vectors")
         for field in ("max_length", "revision"):
@@ -516,6 +522,29 @@ class Recipe(Section):
                 f"{' or '.join(f'{scheme}MODEL' for scheme in API_SCHEMES)}"
             )
         return self
+
+    def above(self, student: Student) -> Student | None:
+        """The student of this recipe whose layers `student` begins with; None where it begins from a model."""
+        if student.start is not None:
+            return None
+        return next((each for each in self.students if each.name == student.backbone), None)
+
+    def from_model(self, student: Student, total: int | None) -> Student:
+        """`student` with those above it taken for their layers alone, so that it begins from a model of `total` layers.
+
+        For what is asked before any is trained. Where `total` is not known, None, `layers` still says how many, but no
+        longer which. Raises `LeafError` for layers that the one above has not.
+        """
+        if (above := self.above(student)) is None:
+            return student
+        above = self.from_model(above, total)
+        layers = student.layers
+        if total is not None:
+            held = above.kept_layers(total)
+            held = tuple(range(total)) if held is None else held
+            kept = student.kept_layers(len(held))
+            layers = held if kept is None else tuple(held[layer] for layer in kept)
+        return student.model_copy(update={"backbone": above.backbone, "revision": above.revision, "layers": layers})
 
     def train_of(self, student: Student) -> Train:
         """The `[train]` settings of one student: the recipe's, with the student's own on top."""

@@ -336,6 +336,24 @@ def test_a_lookup_table_can_be_gone_on_from(teacher_folder, bert, files, tmp_pat
     assert record["warnings"] == []
 
 
+def test_a_student_below_another_is_planned_by_the_layers_it_keeps_of_that_one(teacher_folder, files, tmp_path):
+    def planned(layers):
+        students = [
+            {"name": "student-3l", "layers": [0, 1, 3]},
+            {"name": "student-2l", "backbone": "student-3l", "layers": layers},
+        ]
+        recipe = recipe_of(teacher_folder, files).model_dump(mode="json", exclude={"students"}, exclude_unset=True)
+        return plan(Recipe.parse({**recipe, "students": students}), tmp_path / "run")
+
+    record = planned([0, 2])
+    assert [each["layers"] for each in record["students"]] == [3, 2]
+    assert record["warnings"] == []
+    # The teacher has layers 0 to 3, but the student above has only three of them.
+    assert planned([0, 3])["warnings"] == [
+        "student-2l: student.layers names layer 3, but the backbone has layers 0 to 2"
+    ]
+
+
 # Disk, memory, money
 
 

@@ -47,7 +47,7 @@ def main() -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
-    # Large pages for torch's buffers on a Linux CPU: a step makes and drops hundreds of MB, and pays for each page anew.
+    # Large pages for torch on a Linux CPU: a training step makes and drops hundreds of MB, and pays for every page.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     signal.signal(signal.SIGTERM, _stop)
     try:

@@ -9,7 +9,7 @@ from leaf.encoder import Role
 from leaf.errors import LeafError
 from leaf.models import resolve_model
 from leaf.planning.architecture import Architecture
-from leaf.recipe import Recipe
+from leaf.recipe import Recipe, Student
 
 #: Prompt names that mean "document", in Sentence Transformers' order.
 _DOCUMENT = ("document", "passage", "corpus")
@@ -47,15 +47,24 @@ def find_model(name: str, revision: str | None = None) -> Model:
     return Model(name, f"{name} is neither on this machine nor among the known models")
 
 
+def from_model(recipe: Recipe, student: Student) -> Student:
+    """`student` as it would begin with nothing trained above it, from a model (`Recipe.from_model`).
+
+    Raises `LeafError` where it, or one above it, asks for layers that are not there, as far as that is known here.
+    """
+    begun = recipe.from_model(student, None)
+    own = begun.backbone == "teacher"
+    model = (recipe.teacher.model, recipe.teacher.revision) if own else (begun.backbone, begun.revision)
+    if student.start is None and (shape := find_model(*model).architecture) is not None:
+        begun = recipe.from_model(student, shape.layers)
+        begun.kept_layers(shape.layers)
+    return begun
+
+
 def check_layers(recipe: Recipe) -> None:
     """Raises `LeafError` where a student asks for layers that its backbone has not, as far as that is known here."""
-    teacher = recipe.teacher
     for student in recipe.students:
-        if student.layers and student.start is None:
-            own = student.backbone == "teacher"
-            backbone = (teacher.model, teacher.revision) if own else (student.backbone, student.revision)
-            if (shape := find_model(*backbone).architecture) is not None:
-                student.kept_layers(shape.layers)
+        from_model(recipe, student)
 
 
 def _cached(name: str, revision: str | None) -> Path | None:

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from leaf.encoder import Role
+from leaf.errors import LeafError
 from leaf.models import short_name
 from leaf.planning.architecture import Architecture
 from leaf.planning.lengths import CHARACTERS_PER_TOKEN, Reader
-from leaf.planning.models import API_DIMENSIONS, Model, find_model
+from leaf.planning.models import API_DIMENSIONS, Model, find_model, from_model
 from leaf.planning.rates import Step
 from leaf.planning.sampling import vector_width
 from leaf.planning.texts import Texts, Tokens
@@ -144,10 +145,13 @@ def plan_teacher(recipe: Recipe, texts: Texts, folder: Path | None) -> Taught:
 def plan_student(recipe: Recipe, student: Student, teacher: Model, texts: Texts, folder: Path | None) -> Trained:
     """One student of `recipe`, taught by `teacher`."""
     train = recipe.train_of(student)
+    try:
+        student = from_model(recipe, student)
+    except LeafError:  # more layers than there are: a warning, not a reason to plan nothing
+        student = recipe.from_model(student, None)
     backbone = _backbone(student, teacher)
     shape = backbone.architecture
     if shape is not None and student.layers is not None and student.start is None:
-        # More than there are is a warning, not a reason to plan nothing.
         shape = shape.with_layers(student.layers if isinstance(student.layers, int) else len(student.layers))
     dim, is_table = teacher.dim, shape is not None and not shape.layers
     own = {**_prompts(recipe, teacher), **student.prompts} if student.start is None else backbone.prompts

@@ -7,6 +7,7 @@ from typing import Any
 from leaf.errors import LeafError
 from leaf.evaluation.margin import NOT_MEASURED
 from leaf.planning.lengths import CHARACTERS_PER_TOKEN
+from leaf.planning.models import from_model
 from leaf.planning.rates import CPU, GPUS, hardware_keys
 from leaf.planning.texts import Source
 from leaf.recipe import Recipe
@@ -39,11 +40,10 @@ def _cannot(record: Mapping[str, Any], recipe: Recipe, sources: Sequence[Source]
             yield f"{each['name']}: {each['texts']:,} training texts do not fill one batch of {each['batch_size']}"
         if (short := too_short(each["steps"], recipe.train_of(student))) is not None:
             yield f"{each['name']}: {short}"
-        if student.start is None and (total := each["backbone_layers"]) is not None:
-            try:
-                student.kept_layers(total)
-            except LeafError as error:
-                yield f"{each['name']}: {error}"
+        try:
+            from_model(recipe, student)
+        except LeafError as error:
+            yield f"{each['name']}: {error}"
     if recipe.teacher.is_api:
         yield from _too_long(recipe, sources)
     elif recipe.teacher.is_remote and any(each.source != "vectors" for each in recipe.texts):

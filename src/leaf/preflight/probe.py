@@ -18,6 +18,7 @@ from leaf.evaluation.statistics import Interval
 from leaf.files import digest, write_json
 from leaf.models import resolve_model
 from leaf.pipeline import Pipeline
+from leaf.planning.models import from_model
 from leaf.preflight import forms, searches
 from leaf.preflight.lengths import Whole
 from leaf.preflight.predict import (
@@ -248,7 +249,8 @@ def _students(
     kinds = np.array(sample.kinds)
     starts: dict[str, tuple[Start, list[Vectors]]] = {}
     records, tokenizers = [], {}
-    for settings in pipeline.recipe.students:
+    for each in pipeline.recipe.students:
+        settings = from_model(pipeline.recipe, each)  # whatever is above it is not trained yet
         trained_on = pipeline.recipe.train_of(settings).kinds
         rows = fitted[np.isin(kinds[fitted], trained_on)]
         alike = digest([settings.model_dump(mode="json", exclude={"name", "train"}), trained_on])
@@ -277,6 +279,8 @@ def _students(
         records.append(
             _student(settings, pipeline, start, queries, vectors, checked, asked, round(share * sample.num_training))
         )
+        if settings is not each:
+            records[-1]["basis"].append(f"{each.name} as if it began with layers of an untrained {each.backbone}")
         tokenizers[settings.name] = Whole(start.student.first, start.student.tokenizer)
     return records, tokenizers
 
