@@ -98,7 +98,7 @@ def test_a_stage_and_a_plan_take_the_same_options(files, run, teacher_folder):
     assert code == 0, err
     record = json.loads(out)
     assert (record["recipe"], record["texts"]["rows"], record["students"][0]["layers"]) == ("mine", 140, 2)
-    assert "student: half or more of its 7 steps are warm-up (train.warmup_steps = 200)" in "\n".join(
+    assert "student: half or more of its 7 steps are warm-up (train.warmup_steps = 50)" in "\n".join(
         record["warnings"]
     )
     assert run("texts", *own(teacher_folder), "--name", "mine", *small())[0] == 0
