@@ -98,9 +98,7 @@ def test_a_stage_and_a_plan_take_the_same_options(files, run, teacher_folder):
     assert code == 0, err
     record = json.loads(out)
     assert (record["recipe"], record["texts"]["rows"], record["students"][0]["layers"]) == ("mine", 140, 2)
-    assert "student: half or more of its 7 steps are warm-up (train.warmup_steps = 50)" in "\n".join(
-        record["warnings"]
-    )
+    assert "student: half or more of its 7 steps are warm-up (train.warmup_steps = 50)" in "\n".join(record["warnings"])
     assert run("texts", *own(teacher_folder), "--name", "mine", *small())[0] == 0
     assert json.loads(Path("runs/mine/texts/manifest.json").read_text())["kinds"].keys() == {"query", "document"}
     code, out, _ = run("texts", *own(teacher_folder), "--check")
