@@ -494,7 +494,8 @@ def test_plan_says_what_to_expect_and_leaves_nothing_but_its_record(run, tmp_pat
         epsilon, kept = student["predicted"]["epsilon"], student["predicted"]["asymmetric"]
         assert student["rank_bound"] == 0
         assert student["ceiling"] == 100
-        assert epsilon["low"] < epsilon["expected"] < epsilon["high"] <= student["epsilon_start"]
+        # Of so few texts a table may learn nothing: what is expected is never more than it begins with.
+        assert epsilon["low"] < epsilon["expected"] <= epsilon["high"] <= student["epsilon_start"]
         assert student["floor"] <= kept["low"] <= kept["expected"] <= kept["high"] <= 100
         assert student["name"] in printed
     # Made-up words have no function words; question marks are in no training query, and the prompt of queries is read.
