@@ -124,7 +124,7 @@ def test_the_site_has_what_is_made_for_it(site):
     assert 'id="leaf.search.Index.search"' in api
     assert re.search(r'href="../../src/leaf/search/index.py.html#L-\d+"', api)
     assert "def leaf_loss" in re.sub(r"<[^>]+>", "", pages["src/leaf/student/loss.py.html"])
-    assert not any("&lt;!--" in re.sub(r"<pre>.*?</pre>", "", page, flags=re.DOTALL) for page in pages.values())
+    assert not any("&lt;!--" in re.sub(r"<(pre|code)\b.*?</\1>", "", page, flags=re.DOTALL) for page in pages.values())
     assert "canaries" in (folder / "searchindex.js").read_text(encoding="utf-8") or "canari" in (
         folder / "searchindex.js"
     ).read_text(encoding="utf-8")
