@@ -407,6 +407,12 @@ def test_a_student_below_another_begins_with_the_layers_that_one_has_learned(tmp
     learned = above[name.replace("layer.0", "layer.1")]
     torch.testing.assert_close(below[name], learned)
     assert not torch.allclose(learned, teacher[name.replace("layer.0", "layer.3")])
+    with pipeline.open():
+        pipeline.evaluate()
+        pipeline.report()
+    card = (out / "student-1l" / "README.md").read_text()
+    assert "| started from | student-2l, trained in the same run |" in card
+    assert "base_model: student-2l" not in card
 
 
 def test_a_profile_is_a_trace_of_the_steps_and_changes_no_weight(finished, tmp_path):

@@ -98,6 +98,7 @@ def _student(folder: Path, recipe: Recipe, settings: StudentSettings, found: Seq
     compared, averages = compare(found, settings.name), means(found, settings.name)
     kept = next((each.retention for each in averages if each.task == "retrieval"), {})
     speed = _read(folder / "speed" / f"{settings.name}.json", {})
+    above = recipe.above(settings)
     return {
         "name": settings.name,
         "path": settings.name,
@@ -125,7 +126,8 @@ def _student(folder: Path, recipe: Recipe, settings: StudentSettings, found: Seq
         "latency": _latency(speed),
         "exported": _exported(folder, settings.name, found),
         "errors": held_out_errors(folder / settings.name / "metrics.jsonl"),
-        "backbone": settings.backbone,
+        "backbone": recipe.from_model(settings, None).backbone,
+        **({"above": above.name} if above else {}),
         "pooling": settings.pooling,
         "onnx": _read(folder / settings.name / "onnx" / "manifest.json", {}) or None,
         "train": recipe.train_of(settings).model_dump(mode="json"),
