@@ -130,7 +130,7 @@ class Own:
             metavar="N",
             min=0,
             help="So many layers of the teacher, evenly spread; 0 is a lookup table, trained in its own way. Repeated, "
-            "a student each (student-2l, student-table …), which begins with the layers of the next larger.",
+            "a student each (student-2l, student-table …); one with layers begins with those of the next larger.",
             rich_help_panel=OWN,
         ),
     ] = None

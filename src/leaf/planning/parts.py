@@ -110,7 +110,6 @@ class Trained:
             "name": self.name,
             "backbone": self.backbone.name,
             "facts_from": self.backbone.origin,
-            "backbone_layers": self.backbone.architecture.layers if self.backbone.architecture else None,
             "layers": self.architecture.layers if self.architecture else None,
             "width": self.architecture.width if self.architecture else None,
             "parameters": self.parameters,
