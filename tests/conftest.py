@@ -23,8 +23,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     for item in items:
-        if "slow" in item.keywords and not config.getoption("--slow"):
-            item.add_marker(pytest.mark.skip(reason="slow: run with --slow"))
+        if "slow" in item.keywords:
+            item.add_marker(pytest.mark.timeout(3600))
+            if not config.getoption("--slow"):
+                item.add_marker(pytest.mark.skip(reason="slow: run with --slow"))
         if "gpu" in item.keywords:
             import torch
 

@@ -7,7 +7,8 @@ shape:NAME[:q8]   an architecture with random weights, exported here, through ON
 """
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -74,20 +75,36 @@ def names(entrants: Sequence[Entrant]) -> dict[Entrant, str]:
     return {each: brief if count[brief] == 1 else name(each, each.model) for each, brief in short.items()}
 
 
-def open_contestants(entrants: Sequence[Entrant], *, threads: int, tokenizer: str | None) -> dict[str, Contestant]:
+@contextmanager
+def open_contestants(
+    entrants: Sequence[Entrant], *, threads: int, tokenizer: str | None
+) -> Iterator[dict[str, Contestant]]:
     """The contestants by name, each to compute on `threads` threads; `shape:` models with the tokenizer of `tokenizer`.
 
-    Raises `LeafError` for what cannot be loaded, and for shapes where there is no tokenizer for them.
+    Torch has one number of threads for the whole process; on leaving it is what it was. Raises `LeafError` for what cannot be loaded, and for shapes where there is no tokenizer for them.
     """
     wanted = [(each.shape, each.precision) for each in entrants if each.shape and each.precision]
     folders = export_shapes(wanted, _tokenizer(tokenizer, entrants)) if wanted else {}
-    opened = {}
-    for entrant, name in names(entrants).items():
-        if entrant.runtime == "torch":
-            opened[name] = _through_torch(entrant.model, name, threads)
-        else:
-            opened[name] = _through_onnx(entrant, name, folders.get(entrant.shape or ""), threads)
-    return opened
+    called = names(entrants)
+    with _torch_threads(threads) if any(each.runtime == "torch" for each in called) else nullcontext():
+        yield {
+            name: _through_torch(entrant.model, name)
+            if entrant.runtime == "torch"
+            else _through_onnx(entrant, name, folders.get(entrant.shape or ""), threads)
+            for entrant, name in called.items()
+        }
+
+
+@contextmanager
+def _torch_threads(threads: int) -> Iterator[None]:
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _entrants(text: str, precisions: Sequence[str]) -> list[Entrant]:
@@ -119,12 +136,9 @@ def _tokenizer(model: str | None, entrants: Sequence[Entrant]) -> Path:
     return path
 
 
-def _through_torch(model: str, name: str, threads: int) -> Contestant:
-    import torch
-
+def _through_torch(model: str, name: str) -> Contestant:
     from leaf.teacher.model import SentenceTransformerEncoder
 
-    torch.set_num_threads(threads)
     encoder = SentenceTransformerEncoder(model, name=name, device="cpu")
 
     def count_tokens(texts: Sequence[str], role: Role) -> list[int]:

@@ -73,14 +73,15 @@ def time_models(
     check_texts(texts.texts, plan)
     entrants, others = _enter(models, against, precisions)
     called = names(entrants)
-    contestants = open_contestants(entrants, threads=threads, tokenizer=tokenizer)
-    timed = take_turns(
-        {name: each.encoder for name, each in contestants.items()},
-        texts.texts,
-        against=[called[each] for each in others],
-        plan=plan,
-        tokenisers={name: each.count_tokens for name, each in contestants.items()},
-    )
+    with open_contestants(entrants, threads=threads, tokenizer=tokenizer) as contestants:
+        timed = take_turns(
+            {name: each.encoder for name, each in contestants.items()},
+            texts.texts,
+            against=[called[each] for each in others],
+            plan=plan,
+            tokenisers={name: each.count_tokens for name, each in contestants.items()},
+        )
+        about = {role: _about(texts, role, contestants) for role in ROLES}
     made_by = provenance()
     made_by["versions"] = {**made_by["versions"], **_versions("onnxruntime")}
     return {
@@ -92,7 +93,7 @@ def time_models(
             "threads": threads,
             "tokens_per_thread": TOKENS_PER_THREAD,
             "against": [called[each] for each in others],
-            "texts": {role: _about(texts, role, contestants) for role in ROLES},
+            "texts": about,
         },
         "contestants": {name: {**each.about, **timed["contestants"][name]} for name, each in contestants.items()},
         "ratios": timed["ratios"],
