@@ -81,7 +81,8 @@ def open_contestants(
 ) -> Iterator[dict[str, Contestant]]:
     """The contestants by name, each to compute on `threads` threads; `shape:` models with the tokenizer of `tokenizer`.
 
-    Torch has one number of threads for the whole process; on leaving it is what it was. Raises `LeafError` for what cannot be loaded, and for shapes where there is no tokenizer for them.
+    Torch has one number of threads for the whole process; on leaving it is what it was. Raises `LeafError` for what
+    cannot be loaded, and for shapes where there is no tokenizer for them.
     """
     wanted = [(each.shape, each.precision) for each in entrants if each.shape and each.precision]
     folders = export_shapes(wanted, _tokenizer(tokenizer, entrants)) if wanted else {}
