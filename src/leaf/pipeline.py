@@ -19,6 +19,7 @@ from typing import Any, Self
 
 import numpy as np
 import torch
+from tokenizers import Tokenizer
 
 from leaf.encoder import Encoder, Role, Vectors
 from leaf.errors import Halt, LeafError
@@ -30,7 +31,7 @@ from leaf.evaluation.margin import NOT_MEASURED
 from leaf.evaluation.suite import Kept, Suite, measure_margins, use_bfloat16_where_exact
 from leaf.evaluation.suite import run as measure
 from leaf.evaluation.vectors import VectorCache
-from leaf.files import digest, file_digest, write_json
+from leaf.files import atomic_path, digest, file_digest, write_json
 from leaf.given import Files, Given, several
 from leaf.light import check_teacher
 from leaf.loading import load
@@ -38,7 +39,7 @@ from leaf.models import resolve_model
 from leaf.planning.models import check_layers
 from leaf.progress import console, say
 from leaf.provenance import provenance
-from leaf.recipe import DEFAULT, Recipe
+from leaf.recipe import DEFAULT, Recipe, Train
 from leaf.recipe import Student as StudentSettings
 from leaf.run import Run, Stage, difference, read_manifest
 from leaf.runtime.speed import query_latency
@@ -48,6 +49,7 @@ from leaf.student.data import Examples, build_examples, choose_rows
 from leaf.student.distributed import World, join
 from leaf.student.metrics import check_trackers, held_out_errors
 from leaf.student.model import Student, build_student
+from leaf.student.phrases import add_phrases, find_phrases
 from leaf.student.schedule import too_short
 from leaf.student.step import Engine
 from leaf.student.train import FAST, start_head, start_table, train
@@ -492,6 +494,9 @@ class Pipeline:
         unused = {"train", "start"} if settings.prompts else {"train", "start", "prompts"}  # as in `texts`
         if settings.layers != () or settings.table == "backbone":
             unused.add("table")
+        has_phrases = settings.layers == () and settings.phrases > 0 and settings.start is None
+        if not has_phrases:
+            unused.add("phrases")
         stage = self.run.stage(
             settings.name,
             {
@@ -527,6 +532,8 @@ class Pipeline:
         scratch = self.run.folder / "checkpoints" / "cache" / embeddings["fingerprint"][:16]
         if not self.world.is_main:
             self.world.wait()  # until the main process has built what is only mapped here
+        if has_phrases:
+            self._add_phrases(student, settings, train_settings, texts["shards"], scratch)
         examples, held_out = (
             self._examples(student, shards, scratch) for shards in (texts["shards"], [texts["held_out"]])
         )
@@ -661,6 +668,21 @@ class Pipeline:
             student.vocabulary_size,
             scratch,
         )
+
+    def _add_phrases(
+        self, student: Student, settings: StudentSettings, train: Train, shards: Sequence[dict[str, Any]], scratch: Path
+    ) -> None:
+        """Gives a table phrases of the texts that it is trained on. They are looked for once, if at all."""
+        which = [settings.phrases, train.kinds, train.limit, train.seed]
+        file = scratch / f"phrases-{digest([student.tokenizer.identity(), which])[:12]}.json"
+        if not file.exists():
+            examples = self._examples(student, shards, scratch)
+            rows = choose_rows(self.run.folder / "texts", shards, train.kinds, train.limit, train.seed)
+            ids, lengths = examples.gather(np.arange(len(examples)) if rows is None else rows)
+            phrases = find_phrases(ids, lengths, vocabulary_size=student.vocabulary_size, count=settings.phrases)
+            with atomic_path(file) as temporary:
+                add_phrases(student.first.tokenizer, phrases).save(str(temporary))
+        student.set_tokenizer(Tokenizer.from_file(str(file)))
 
     def _publish(self, stage: Stage, student: Student, metrics: Path) -> None:
         """Moves the finished student into place whole: folder, canaries, metrics; the manifest follows."""

@@ -313,7 +313,7 @@ class Student(Section):
     """Hub commit or tag of the backbone."""
     start: str | None = None
     """A student of the same teacher to go on from, weights, head and prompts; `leaf distill --from` sets it. Then
-    `backbone`, `revision`, `prompts`, `layers`, `pooling`, `bias` and `ridge_texts` say nothing."""
+    `backbone`, `revision`, `prompts`, `layers`, `pooling`, `bias`, `ridge_texts` and `phrases` say nothing."""
     prompts: dict[Literal["query", "document"], str] = {}
     """Prompts of the student, where its teacher's are not known: behind an API. Default: the teacher's; where its API
     is told queries from documents in another way, `query: ` for queries."""
@@ -333,6 +333,9 @@ class Student(Section):
     table: Literal["teacher", "backbone"] = "teacher"
     """What a lookup table begins with, before the head is fitted: the teacher's vector of each token alone, or the word
     embeddings of the backbone, as also where the teacher is an API or vectors: they are not asked for so many."""
+    phrases: Annotated[int, Field(ge=0)] = 0
+    """Rows of a lookup table for phrases of the training texts (`new york`, `how many people`), this many at most. They
+    need memory and many texts; a query costs no more. For backbones with a WordPiece tokenizer, as BERT's."""
     train: dict[str, Any] = {}
     """Fields of `[train]` that are different for this student."""
 

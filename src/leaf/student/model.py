@@ -193,6 +193,15 @@ class Student(nn.Module):
         decoded = (tokenizer.decode([each], skip_special_tokens=False) for each in range(self.vocabulary_size))
         return [text.removeprefix("##").strip() for text in decoded]
 
+    def set_tokenizer(self, tokenizer: Any) -> None:
+        """Takes a tokenizer of a table that knows more tokens: each begins as the mean of those it was until now."""
+        known, rows = self.first.tokenizer, self.first.embedding.weight.detach()
+        texts = [tokenizer.decode([each]) for each in range(len(rows), tokenizer.get_vocab_size())]
+        pieces = [each.ids for each in known.encode_batch(texts, add_special_tokens=False)]
+        new = torch.stack([rows[each].mean(dim=0) for each in pieces]) if pieces else rows[:0]
+        self.model[0] = StaticEmbedding(tokenizer, embedding_weights=torch.cat([rows, new]))
+        self.__dict__.pop("tokenizer", None)  # it is made once, of the module that was there
+
     def set_rows(self, rows: Tensor) -> None:
         """Takes the rows of a table, float32 `[vocabulary_size, d]`."""
         self.model[0] = StaticEmbedding(self.first.tokenizer, embedding_weights=rows.contiguous())
