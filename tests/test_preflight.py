@@ -521,6 +521,16 @@ def test_a_student_below_another_is_probed_as_if_that_one_were_not_trained(run, 
     assert {**below, "name": "", "basis": 0} == {**same, "name": "", "basis": 0}
 
 
+def test_a_table_with_phrases_is_probed_without_them(run, tmp_path, teacher_folder):
+    students = [{"name": "student-table", "layers": 0}, {"name": "student-more", "layers": 0, "phrases": 8}]
+    path = tiny_recipe(tmp_path, teacher_folder, students=students)
+    code, printed, err = run("plan", path, "--probe", "--probe-texts", 200, "--out", tmp_path / "out", "--json")
+    assert code == 0, err
+    plain, more = json.loads(printed)["students"]
+    assert more["basis"] == [*plain["basis"], "student-more without its phrases"]
+    assert more["epsilon_start"] == plain["epsilon_start"]
+
+
 def test_a_probe_is_the_same_twice_and_prints_json(run, tmp_path, teacher_folder):
     path = tiny_recipe(tmp_path, teacher_folder)
     records = []

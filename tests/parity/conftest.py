@@ -1,4 +1,4 @@
-"""A tiny transformer student and a tiny lookup table, each with its space and its ONNX files, made once."""
+"""A tiny transformer student and two tiny lookup tables, each with its space and its ONNX files, made once."""
 
 from pathlib import Path
 

@@ -1,4 +1,6 @@
-"""The students of the parity matrix: a transformer that normalises its vectors, and a table that does not.
+"""The students of the parity matrix: a transformer that normalises its vectors, and two tables that do not.
+
+One of the tables knows phrases, with a tokenizer that is put together here and not the backbone's.
 
 They are untrained, and their teachers are made to measure: as far away as a trained student's.
 """
@@ -20,6 +22,7 @@ from leaf.recipe import Student as Settings
 from leaf.runtime.encoder import OnnxEncoder
 from leaf.space import NUM_CANARIES, Space, verify
 from leaf.student.model import Student, build_student
+from leaf.student.phrases import Phrases, add_phrases
 from leaf.student.ridge import Head
 from tiny import save_bert, sentences
 
@@ -52,6 +55,11 @@ class Case:
     """What Sentence Transformers answers, `[len(texts), dim]`."""
     ours: dict[str, Vectors]
     """What `OnnxEncoder` answers in each precision."""
+
+    @property
+    def is_table(self) -> bool:
+        """Whether no Transformer is in it."""
+        return self.student.is_table
 
     @property
     def prompted(self) -> list[str]:
@@ -104,7 +112,7 @@ def farthest(found: Vectors, expected: Vectors) -> float:
 
 
 def make(folder: Path) -> list[Case]:
-    """Both cases, exported in all precisions, in folders of their names below `folder`."""
+    """The cases, exported in all precisions, in folders of their names below `folder`."""
     backbone = save_bert(folder / "backbone", seed=3)
     settings = backbone / "tokenizer_config.json"
     # all-MiniLM-L6-v2 carries one like it: a length that Transformers passes on and means nothing by.
@@ -112,6 +120,7 @@ def make(folder: Path) -> list[Case]:
     return [
         _case(folder, "transformer", backbone, (0,), normalise=True),  # four bits ask much of random layers
         _case(folder, "table", backbone, (), normalise=False),
+        _case(folder, "phrases", backbone, (), normalise=False),
     ]
 
 
@@ -126,6 +135,10 @@ def _case(folder: Path, name: str, backbone: Path, layers: tuple[int, ...], *, n
         similarity="cosine" if normalise else "dot",
         seed=0,
     )
+    if name == "phrases":
+        student.set_tokenizer(add_phrases(student.first.tokenizer, _phrases(student.first.tokenizer)))
+        rows = student.first.embedding.weight  # one of its own for each: means of their pieces' would say nothing
+        student.set_rows(rows + torch.randn(rows.shape, generator=torch.Generator().manual_seed(1)) * rows.std())
     weight = torch.randn(DIM, WIDTH, generator=torch.Generator().manual_seed(0))
     student.set_head(Head(weight, torch.zeros(DIM), error=nan))
     student.save(folder / name)
@@ -148,6 +161,14 @@ def _case(folder: Path, name: str, backbone: Path, layers: tuple[int, ...], *, n
     assert not export_student(folder / name, PRECISIONS)["refused"]
     ours = {each: encode_rows(OnnxEncoder(folder / name, precision=each), roles, texts) for each in PRECISIONS}
     return Case(name, folder / name, student, space, roles, texts, expected, ours)
+
+
+def _phrases(tokenizer: Any) -> Phrases:
+    """Two words, and a sign and a word, of the texts that are encoded."""
+    texts = [" ".join(text.split()[1:3]) for text in sentences(NUM_CANARIES, seed=1)[:8]]
+    runs = [tuple(tokenizer.encode(text, add_special_tokens=False).ids) for text in [*texts, "- be", "di . do"]]
+    counts = np.ones(tokenizer.get_vocab_size() + len(runs), dtype=np.int64)
+    return Phrases(tuple(runs), counts, 1.0)
 
 
 def _teacher_of(vectors: Vectors, normalise: bool) -> Vectors:

@@ -25,7 +25,7 @@ from leaf.runtime.encoder import OnnxEncoder
 from leaf.space import verify
 from leaf.tokens import Tokenizer
 
-CASES = ["transformer", "table"]
+CASES = ["transformer", "table", "phrases"]
 
 
 def trained(case: Case) -> Encoder:
@@ -55,7 +55,7 @@ def sentence_transformers(case: Case) -> Encoder:
 
 def by_hand(case: Case) -> Encoder:
     """Plain Transformers with mean, head and norm in NumPy; for a table, the mean of its rows."""
-    if case.name == "table":
+    if case.is_table:
         words = RustTokenizer.from_file(str(case.folder / "tokenizer.json"))
         table = load_file(case.folder / "model.safetensors")["embedding.weight"]
 

@@ -9,7 +9,7 @@ from javascript import Found
 from students import PRECISIONS, Case, Prompted, check
 
 
-@pytest.mark.parametrize("name", ["transformer", "table"])
+@pytest.mark.parametrize("name", ["transformer", "table", "phrases"])
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("how", ["model", "pipeline"])
 @pytest.mark.parametrize("where", ["in_node", "in_chromium"])
@@ -19,4 +19,4 @@ def test_transformers_js_agrees_whether_it_pools_or_the_graph_does(request, case
     assert "error" not in found[name][precision], found[name][precision]["error"]
     vectors = dict(zip(case.prompted, np.array(found[name][precision][how], dtype=np.float32), strict=True))
     encoder = Prompted(lambda texts: np.stack([vectors[text] for text in texts]), case.space.dim)
-    check(case, encoder, precision, cut=name == "table")
+    check(case, encoder, precision, cut=case.is_table)
