@@ -10,6 +10,7 @@ import functools
 import importlib.util
 import itertools
 import json
+import math
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -71,6 +72,8 @@ from leaf.vector_files import read_vectors
 TIMED_QUERIES = 100
 #: Texts whose vectors are compared with what an API answers now.
 NUM_CHECKED = 16
+#: Phrases are looked for in as many tokens at most, evenly spread; a million take 60 MB of memory meanwhile.
+PHRASE_TOKENS = 50_000_000
 #: Training settings that do not change the student.
 NOT_IN_FINGERPRINT = {"checkpoint_minutes", "evaluations", "keep_checkpoints", "trackers"}
 
@@ -678,7 +681,9 @@ class Pipeline:
         if not file.exists():
             examples = self._examples(student, shards, scratch)
             rows = choose_rows(self.run.folder / "texts", shards, train.kinds, train.limit, train.seed)
-            ids, lengths = examples.gather(np.arange(len(examples)) if rows is None else rows)
+            rows = np.arange(len(examples)) if rows is None else rows
+            rows = rows[:: math.ceil(examples.lengths[rows].sum(dtype=np.int64) / PHRASE_TOKENS)]
+            ids, lengths = examples.gather(rows)
             phrases = find_phrases(ids, lengths, vocabulary_size=student.vocabulary_size, count=settings.phrases)
             with atomic_path(file) as temporary:
                 add_phrases(student.first.tokenizer, phrases).save(str(temporary))
