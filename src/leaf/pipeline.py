@@ -682,7 +682,7 @@ class Pipeline:
             examples = self._examples(student, shards, scratch)
             rows = choose_rows(self.run.folder / "texts", shards, train.kinds, train.limit, train.seed)
             rows = np.arange(len(examples)) if rows is None else rows
-            rows = rows[:: math.ceil(examples.lengths[rows].sum(dtype=np.int64) / PHRASE_TOKENS)]
+            rows = rows[:: max(1, math.ceil(examples.lengths[rows].sum(dtype=np.int64) / PHRASE_TOKENS))]
             ids, lengths = examples.gather(rows)
             phrases = find_phrases(ids, lengths, vocabulary_size=student.vocabulary_size, count=settings.phrases)
             with atomic_path(file) as temporary:

@@ -335,7 +335,7 @@ class Student(Section):
     embeddings of the backbone, as also where the teacher is an API or vectors: they are not asked for so many."""
     phrases: Annotated[int, Field(ge=0)] = 0
     """Rows of a lookup table for phrases of the training texts (`new york`, `how many people`), this many at most. They
-    need memory and many texts; a query costs no more. For backbones with a WordPiece tokenizer, as BERT's."""
+    need memory and many texts, and tokenising takes longer. For backbones with a WordPiece tokenizer, as BERT's."""
     train: dict[str, Any] = {}
     """Fields of `[train]` that are different for this student."""
 
