@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import threading
 from dataclasses import replace
 
 import numpy as np
@@ -30,9 +31,11 @@ class Hosted:
 
     def __init__(self, folder):
         self.teacher = SentenceTransformerEncoder(str(folder), device="cpu", prompts={"query": ""})
+        self.one_at_a_time = threading.Lock()  # requests come in threads, and a model is not made for several
 
     def __call__(self, path, body):
-        vectors = self.teacher.encode_document(body["input"])
+        with self.one_at_a_time:
+            vectors = self.teacher.encode_document(body["input"])
         data = [{"index": row, "embedding": vector.tolist()} for row, vector in enumerate(vectors)]
         tokens = sum(len(text.split()) for text in body["input"])
         return {"data": data, "model": body["model"], "usage": {"prompt_tokens": tokens, "total_tokens": tokens}}
