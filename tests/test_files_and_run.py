@@ -70,10 +70,16 @@ def test_a_damaged_manifest_is_one_clear_error(tmp_path):
         read_manifest(tmp_path)
 
 
-def test_a_run_folder_belongs_to_the_recipe_that_took_it(tmp_path):
-    Run(tmp_path).claim(RECIPE)
-    Run(tmp_path).claim(RECIPE)
+def finish_a_stage(folder: Path) -> None:
+    Run(folder).stage("texts", {}).close()
+
+
+def test_a_run_folder_belongs_to_the_recipe_that_took_it_once_a_stage_has_finished(tmp_path):
     other = RECIPE.model_copy(update={"teacher": RECIPE.teacher.model_copy(update={"model": "u"})})
+    Run(tmp_path).claim(other)
+    Run(tmp_path).claim(RECIPE)  # the first was refused, say, before anything was made
+    finish_a_stage(tmp_path)
+    Run(tmp_path).claim(RECIPE)
     with pytest.raises(LeafError, match=r'belongs to another recipe \(teacher\.model was "t", is now "u"\)'):
         Run(tmp_path).claim(other)
     assert Recipe.load(tmp_path / "recipe.toml") == RECIPE
@@ -81,6 +87,7 @@ def test_a_run_folder_belongs_to_the_recipe_that_took_it(tmp_path):
 
 def test_what_may_change_in_a_run_folder_is_not_named_where_something_else_may_not(tmp_path):
     Run(tmp_path).claim(RECIPE)
+    finish_a_stage(tmp_path)
     api = RECIPE.teacher.api.model_copy(update={"price": 0.02})
     may = RECIPE.model_copy(update={"teacher": RECIPE.teacher.model_copy(update={"api": api})})
     assert Run(tmp_path).conflict(may) is None

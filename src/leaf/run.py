@@ -109,9 +109,12 @@ class Run:
         write_text(self.folder / RECIPE, recipe.to_toml())
 
     def conflict(self, recipe: Recipe) -> str | None:
-        """Why the folder cannot be this recipe's: how it differs from the one there. None where `claim` takes it."""
+        """Why the folder cannot be this recipe's: how it differs from the one there. None where `claim` takes it.
+
+        Where no stage has finished there is nothing to protect: a recipe that was refused may be put right.
+        """
         path = self.folder / RECIPE
-        if not path.is_file():
+        if not path.is_file() or not ((self.folder / "embeddings").exists() or any(self.folder.glob(f"*/{MANIFEST}"))):
             return None
         known, wanted = (each.model_dump(mode="json") for each in (Recipe.load(path), recipe))
         teacher = {**known["teacher"], "api": wanted["teacher"]["api"]}
