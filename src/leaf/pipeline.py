@@ -497,8 +497,7 @@ class Pipeline:
         unused = {"train", "start"} if settings.prompts else {"train", "start", "prompts"}  # as in `texts`
         if settings.layers != () or settings.table == "backbone":
             unused.add("table")
-        has_phrases = settings.layers == () and settings.phrases > 0 and settings.start is None
-        if not has_phrases:
+        if not settings.wants_phrases:
             unused.add("phrases")
         stage = self.run.stage(
             settings.name,
@@ -535,7 +534,7 @@ class Pipeline:
         scratch = self.run.folder / "checkpoints" / "cache" / embeddings["fingerprint"][:16]
         if not self.world.is_main:
             self.world.wait()  # until the main process has built what is only mapped here
-        if has_phrases:
+        if settings.wants_phrases:
             self._add_phrases(student, settings, train_settings, texts["shards"], scratch)
         examples, held_out = (
             self._examples(student, shards, scratch) for shards in (texts["shards"], [texts["held_out"]])

@@ -339,6 +339,11 @@ class Student(Section):
     train: dict[str, Any] = {}
     """Fields of `[train]` that are different for this student."""
 
+    @property
+    def wants_phrases(self) -> bool:
+        """Whether it is given phrases: a table that does not go on from a student, which has its tokenizer already."""
+        return self.layers == () and self.phrases > 0 and self.start is None
+
     @field_validator("layers", mode="before")
     @classmethod
     def _which_or_how_many(cls, data: Any) -> Any:

@@ -281,7 +281,7 @@ def _students(
         )
         if settings is not each:
             records[-1]["basis"].append(f"{each.name} as if it began with layers of an untrained {each.backbone}")
-        if settings.layers == () and settings.phrases:
+        if settings.wants_phrases:
             records[-1]["basis"].append(f"{each.name} without its phrases")
         tokenizers[settings.name] = Whole(start.student.first, start.student.tokenizer)
     return records, tokenizers

@@ -1,6 +1,6 @@
 """Phrases for the lookup table: runs of word pieces that belong together become tokens, with rows of their own.
 
-    phrases = find_phrases(ids, lengths, vocabulary_size=30_522, count=150_000)
+    phrases = find_phrases(ids, lengths, vocabulary_size=30_522, count=30_000)
     tokenizer = add_phrases(tokenizer, phrases)
 
 A table answers with the mean of its rows, and a mean cannot say that a hot dog is no dog. As one token a phrase can be
