@@ -499,6 +499,7 @@ class Pipeline:
             unused.add("table")
         if not settings.wants_phrases:
             unused.add("phrases")
+        unused_in_train = {*NOT_IN_FINGERPRINT, *(("row_lr",) if train_settings.row_lr is None else ())}
         stage = self.run.stage(
             settings.name,
             {
@@ -506,7 +507,7 @@ class Pipeline:
                 "student": settings.model_dump(mode="json", exclude=unused),
                 **({"start": _digest_of(settings.start)} if settings.start else {}),
                 **({"above": self._finished(above.name)["fingerprint"]} if above else {}),
-                "train": train_settings.model_dump(mode="json", exclude=NOT_IN_FINGERPRINT),
+                "train": train_settings.model_dump(mode="json", exclude=unused_in_train),
             },
         )
         if (manifest := stage.manifest) is not None:

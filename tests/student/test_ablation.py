@@ -33,6 +33,7 @@ from leaf.student.distributed import World
 from leaf.student.loader import Loader
 from leaf.student.metrics import held_out_curve
 from leaf.student.model import build_student
+from leaf.student.optimizer import Optimizer
 from leaf.student.step import Step
 from leaf.student.train import held_out_error, train
 from leaf.teacher.model import load_sentence_transformer
@@ -362,7 +363,7 @@ def test_slices_of_a_batch_have_the_gradients_of_the_whole(narrow, teacher, meth
         loader = Loader(student, data, "cpu")
         step = Step(
             student,
-            torch.optim.AdamW(trained, fused=True),
+            Optimizer(student, added.mapping.parameters(), SETTINGS, sparse=True),
             loader,
             SETTINGS.model_copy(update={"accumulation": slices}),
             torch.float32,

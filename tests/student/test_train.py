@@ -93,11 +93,11 @@ class Killed(BaseException):
 
 
 @pytest.mark.parametrize("layers", [(0, 3), ()])
-@pytest.mark.parametrize("dropout", [0.0, 0.1])
+@pytest.mark.parametrize("changes", [{}, {"dropout": 0.1}, {"row_lr": 0.01}], ids=["plain", "dropout", "row_lr"])
 def test_a_run_killed_anywhere_ends_with_the_very_weights_of_an_uninterrupted_one(
-    bert, tmp_path, monkeypatch, layers, dropout
+    bert, tmp_path, monkeypatch, layers, changes
 ):
-    settings = SETTINGS.model_copy(update={"checkpoint_minutes": 1e-9, "dropout": dropout})
+    settings = SETTINGS.model_copy(update={"checkpoint_minutes": 1e-9, **changes})
     whole = new_student(bert, layers)
     expected = run(tmp_path / "whole", whole, settings)
 

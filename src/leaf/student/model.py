@@ -113,8 +113,17 @@ class Student(nn.Module):
     @property
     def vocabulary_size(self) -> int:
         """Token ids are below this."""
-        table = self.first.embedding if self.is_table else self.backbone.get_input_embeddings()
-        return int(table.num_embeddings)
+        return int(self._embedding.num_embeddings)
+
+    @property
+    def rows(self) -> nn.Parameter:
+        """A row a token, float32 `[vocabulary_size, width]`: the word embeddings or, of a table, all there is."""
+        weight: nn.Parameter = self._embedding.weight
+        return weight
+
+    @property
+    def _embedding(self) -> Any:
+        return self.first.embedding if self.is_table else self.backbone.get_input_embeddings()
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
@@ -131,6 +140,10 @@ class Student(nn.Module):
         self.packed = self.is_table or (on and self.can_pack)
         if not self.is_table:
             self.backbone.set_attn_implementation(ATTENTION if self.packed else "sdpa")
+
+    def use_sparse_rows(self, on: bool) -> None:
+        """Whether the gradient of `rows` is sparse: of the rows that a batch met, and no others."""
+        self._embedding.sparse = on
 
     def collate(self, ids: NDArray[Any], lengths: NDArray[Any]) -> Features:
         """A batch as this student reads it, from its token ids end to end and the tokens of each text, `[n]`."""
@@ -175,7 +188,11 @@ class Student(nn.Module):
         if table.is_cuda:  # embedding_bag's backward pass there cannot be captured
             return packed_mean(nn.functional.embedding(features["input_ids"], table), features)
         return nn.functional.embedding_bag(
-            features["input_ids"], table, features["cu_seqlens"][:-1].long(), mode="mean"
+            features["input_ids"],
+            table,
+            features["cu_seqlens"][:-1].long(),
+            mode="mean",
+            sparse=self._embedding.sparse,
         )
 
     @cached_property

@@ -5,7 +5,7 @@ longer than running them. `torch.compile` merges kernels; a CUDA graph launches 
 fixed shapes, so packed batches are filled up to one of a few sizes ("buckets") with dummy texts, which no loss sees.
 
 Nothing in a step waits for the GPU. The loss and the check for non-finite numbers stay there: a step that went wrong
-is skipped by AdamW's own kernel (`found_inf`), and `Step.read` says so when it is next asked.
+is skipped by the optimizer, and `Step.read` says so when it is next asked.
 """
 
 import functools
@@ -25,6 +25,7 @@ from leaf.student.distributed import World
 from leaf.student.loader import Batch, Loader
 from leaf.student.loss import leaf_loss
 from leaf.student.model import Student
+from leaf.student.optimizer import Optimizer
 
 #: Runs before a graph is captured: the first compiles, the others settle the allocator.
 WARM_UP = 3
@@ -63,7 +64,7 @@ class Step:
     def __init__(
         self,
         student: Student,
-        optimizer: torch.optim.Optimizer,
+        optimizer: Optimizer,
         loader: Loader,
         settings: Train,
         dtype: torch.dtype,
@@ -74,8 +75,6 @@ class Step:
         self._student, self._optimizer, self._loader = student, optimizer, loader
         self._settings, self._dtype, self._device, self._world = settings, dtype, device, world
         self._added = added
-        trained = (each for group in optimizer.param_groups for each in group["params"])
-        self._parameters = [each for each in trained if each.requires_grad]
         self._loss_of: Callable[..., Tensor] = self._loss
         self._graphs: dict[int, tuple[Batch, Callable[[], object], Tensor]] | None = None
         self._loss_sum = torch.zeros((), dtype=torch.float64, device=device)
@@ -96,7 +95,7 @@ class Step:
 
         `graph` stands in for CUDA's in tests.
         """
-        for parameter in self._parameters:
+        for parameter in self._optimizer.parameters:
             parameter.grad = torch.zeros_like(parameter)
         self._graphs = {}
         with progress("compiling and capturing", len(examples)) as bar:
@@ -118,17 +117,14 @@ class Step:
         self._batch_leaf.zero_()
         for batch in slices:
             self._batch_loss += self._replay(batch)
-        gradients = [each.grad for each in self._parameters if each.grad is not None]
+        gradients = self._optimizer.gradients()
         self._world.mean([*gradients, self._batch_loss, self._batch_leaf])
         self._norm = torch.nn.utils.get_total_norm(gradients)
         broken = ~(torch.isfinite(self._norm) & torch.isfinite(self._batch_loss))
         if self._settings.clip_norm is not None:
-            torch.nn.utils.clip_grads_with_norm_(self._parameters, self._settings.clip_norm, self._norm)
-        for group in self._optimizer.param_groups:
-            group["lr"] = lr
-        # The same door that torch's GradScaler uses: AdamW's fused kernel leaves weights and moments as they are.
-        self._optimizer.found_inf = broken.float()  # type: ignore[attr-defined]
-        self._optimizer.step()
+            # As torch's clip_grad_norm_, which knows no sparse gradients.
+            torch._foreach_mul_(gradients, (self._settings.clip_norm / (self._norm + 1e-6)).clamp(max=1.0))
+        self._optimizer.step(lr, broken)
         self._broken |= broken
         self._loss_sum += self._batch_loss
         self._leaf_sum += self._batch_leaf

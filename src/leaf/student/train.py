@@ -39,6 +39,7 @@ from leaf.student.loader import Batch, Loader
 from leaf.student.loss import distances
 from leaf.student.metrics import Metrics, Rates, gpu_memory_gb, open_trackers
 from leaf.student.model import Student
+from leaf.student.optimizer import Optimizer
 from leaf.student.ridge import Head, fit_head, random_head
 from leaf.student.schedule import learning_rate
 from leaf.student.step import Engine, Step
@@ -146,13 +147,9 @@ class _Training:
             added.to(device)
             self.mapping = added.mapping
         _set_dropout(student, settings.dropout)
-        self.optimizer = torch.optim.AdamW(
-            [*student.parameters(), *self.mapping.parameters()],
-            lr=settings.lr,
-            betas=settings.betas,
-            weight_decay=settings.weight_decay,
-            fused=True,  # one pass over the weights instead of several, on the CPU too
-        )
+        # Sparse gradients are of no use to graphs, which want fixed shapes, nor to an all-reduce.
+        sparse = not on_gpu and world.size == 1
+        self.optimizer = Optimizer(student, self.mapping.parameters(), settings, sparse=sparse)
         self.state = _resume(folder, student, self.mapping, self.optimizer)
         world.copy_from_main([*student.state_dict().values(), *self.mapping.state_dict().values()])
         # Flash attention computes in 16 bits only, so a float32 run on a GPU is padded. Added losses know padding only.
@@ -396,7 +393,7 @@ def compute_dtype(wanted: Literal["auto", "float32", "bfloat16"], device: str) -
     return torch.bfloat16 if lower else torch.float32
 
 
-def _resume(folder: Path, student: Student, mapping: torch.nn.Module, optimizer: torch.optim.Optimizer) -> TrainState:
+def _resume(folder: Path, student: Student, mapping: torch.nn.Module, optimizer: Optimizer) -> TrainState:
     resumed = load_checkpoint(folder / "resume.pt")
     if resumed is None:
         return TrainState()

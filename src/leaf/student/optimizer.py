@@ -1,0 +1,87 @@
+"""What moves the weights: AdamW and, where `train.row_lr` is set, Adagrad for the rows of the words.
+
+A batch meets a few thousand rows of a vocabulary, and AdamW moves all of them. A rare row that a text meets once goes
+on for some twenty steps on what is left of the momentum, and as one visit fills a thousandth of the second moment
+(β₂ = 0.999), each step is long: Σ 0.1·0.9ᵏ / √0.001 is some 31 learning rates, in every dimension, by the one text.
+Adagrad (Duchi, Hazan and Singer, 2011, https://jmlr.org/papers/v12/duchi11a.html) moves only rows that were met, by
+lr·g/√(Σ g²): rare ones far, frequent ones ever less. It wants no schedule, and with sparse gradients, on a CPU, a step
+costs what its batch met instead of the whole vocabulary (results/rows has the numbers).
+"""
+
+from collections.abc import Iterable
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from leaf.recipe import Train
+from leaf.student.model import Student
+
+
+class Optimizer:
+    """AdamW over the student and `others`, its rows apart where `settings.row_lr` is set. Waits for no device."""
+
+    def __init__(self, student: Student, others: Iterable[nn.Parameter], settings: Train, *, sparse: bool) -> None:
+        """`sparse`: whether gradients of rows may be sparse, which is faster on a CPU and is not all-reduced."""
+        rows = [student.rows] if settings.row_lr is not None else []
+        student.use_sparse_rows(sparse and bool(rows))
+        dense = [each for each in chain(student.parameters(), others) if all(each is not row for row in rows)]
+        self._trained = [each for each in (*dense, *rows) if each.requires_grad]
+        self._adagrad = torch.optim.Adagrad(rows, lr=settings.row_lr) if settings.row_lr is not None else None
+        self._adamw = (
+            torch.optim.AdamW(
+                dense,
+                lr=settings.lr,
+                betas=settings.betas,
+                weight_decay=settings.weight_decay,
+                fused=True,  # one pass over the weights instead of several, on the CPU too
+            )
+            if dense  # of a table everything is rows
+            else None
+        )
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        """All that is trained."""
+        return self._trained
+
+    def zero_grad(self, *, set_to_none: bool) -> None:
+        """Before a backward pass."""
+        for each in self._each():
+            each.zero_grad(set_to_none=set_to_none)
+
+    def gradients(self) -> list[Tensor]:
+        """The gradients that there are, to be read and changed in place; of a sparse one the values, each row once."""
+        for parameter in self._trained:
+            if parameter.grad is not None and parameter.grad.is_sparse:
+                parameter.grad = parameter.grad.coalesce()
+        found = [each.grad for each in self._trained if each.grad is not None]
+        return [each.values() if each.is_sparse else each for each in found]
+
+    def step(self, lr: float, broken: Tensor) -> None:
+        """One step, AdamW's at the rate `lr`; none at all where `broken`, a boolean on the device, is true."""
+        if self._adamw is not None:
+            for group in self._adamw.param_groups:
+                group["lr"] = lr
+            # The same door that torch's GradScaler uses: AdamW's fused kernel leaves weights and moments as they are.
+            self._adamw.found_inf = broken.float()  # type: ignore[attr-defined]
+            self._adamw.step()
+        if self._adagrad is not None:
+            for group in self._adagrad.param_groups:
+                for row in group["params"]:
+                    if row.grad is not None:  # without momentum a gradient of zeros moves nothing
+                        (row.grad.values() if row.grad.is_sparse else row.grad).masked_fill_(broken, 0.0)
+            self._adagrad.step()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The moments, for a resume point."""
+        return {type(each).__name__: each.state_dict() for each in self._each()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes the moments of a resume point."""
+        for each in self._each():
+            each.load_state_dict(state[type(each).__name__])
+
+    def _each(self) -> list[torch.optim.Optimizer]:
+        return [each for each in (self._adamw, self._adagrad) if each is not None]

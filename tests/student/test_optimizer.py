@@ -1,0 +1,71 @@
+"""Adagrad for rows: by hand, sparse as dense, and what AdamW does to a row that is rarely met."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from leaf.student.loader import Loader
+from leaf.student.optimizer import Optimizer
+from student.test_train import SETTINGS, examples, new_student
+
+FINITE = torch.tensor(False)
+
+
+def test_a_row_moves_by_its_gradient_over_the_root_of_all_squares_and_others_stay(bert):
+    student = new_student(bert, ())
+    optimizer = Optimizer(student, [], SETTINGS.model_copy(update={"row_lr": 0.1}), sparse=True)
+    before = student.rows.detach().clone()
+    row, other = 7, 11
+    gradient = torch.zeros_like(before)
+    gradient[row] = 3.0
+    for met in (1, 2, 3):
+        student.rows.grad = gradient.to_sparse(1)
+        optimizer.gradients()
+        optimizer.step(lr=1.0, broken=FINITE)
+        # Σ g² = 9·met, so the steps are 0.1·3 / (3·√met): 0.1, 0.0707, 0.0577.
+        moved = 0.1 * sum(1 / math.sqrt(each) for each in range(1, met + 1))
+        torch.testing.assert_close(before[row] - student.rows[row], torch.full((len(before[row]),), moved))
+    assert torch.equal(student.rows[other], before[other])
+
+
+@pytest.mark.parametrize("layers", [(0, 3), ()])
+def test_sparse_gradients_move_the_weights_as_dense_ones_do(bert, layers):
+    def after(sparse):
+        student = new_student(bert, layers)
+        data = examples(student, 83, 0)
+        student.use_packing(True)
+        loader = Loader(student, data, "cpu", ())
+        optimizer = Optimizer(student, [], SETTINGS.model_copy(update={"row_lr": 0.01}), sparse=sparse)
+        for step in range(4):
+            batch = loader.batch(np.arange(8) + 8 * step)
+            optimizer.zero_grad(set_to_none=True)
+            (student(batch.features) - loader.targets_of(batch)).norm(dim=-1).mean().backward()
+            assert student.rows.grad.is_sparse == sparse
+            optimizer.gradients()
+            optimizer.step(lr=1e-3, broken=FINITE)
+        return student.rows.detach().clone()
+
+    torch.testing.assert_close(after(True), after(False), atol=1e-6, rtol=1e-5)
+
+
+def test_rows_are_in_one_optimizer_and_all_else_in_the_other(bert):
+    for layers in ((0, 3), ()):
+        student = new_student(bert, layers)
+        state = Optimizer(student, [], SETTINGS.model_copy(update={"row_lr": 0.01}), sparse=True).state_dict()
+        counts = {name: len(each["param_groups"][0]["params"]) for name, each in state.items()}
+        others = len(list(student.parameters())) - 1
+        assert counts == ({"AdamW": others, "Adagrad": 1} if layers else {"Adagrad": 1})
+        assert Optimizer(student, [], SETTINGS, sparse=True).state_dict().keys() == {"AdamW"}
+
+
+def test_one_visit_moves_a_rare_row_by_some_thirty_learning_rates_of_adamw():
+    # The number in the module's docstring, from torch's own AdamW: a weight that has met nothing for long, met once.
+    weight = torch.nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.AdamW([weight], lr=1.0, weight_decay=0.0)
+    for step in range(3200):
+        weight.grad = torch.full((1,), float(step == 3000))
+        optimizer.step()
+    # Bias correction: 1 - 0.999^3000 = 0.95 makes the denominator a little larger, its slow decay a little smaller.
+    assert -weight.item() == pytest.approx(31, rel=0.05)
