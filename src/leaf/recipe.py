@@ -33,6 +33,8 @@ DEFAULT = "leaf-fast"
 API_SCHEMES = ("openai:", "voyage:", "cohere:")
 #: A model that cannot be asked: its vectors are all there is.
 VECTORS_SCHEME = "vectors:"
+#: Texts never trained on, where nothing else is said and there are enough.
+HELD_OUT = 4096
 #: What a recipe may be called: a folder is named so.
 RUN_NAME = r"^[a-z0-9][a-z0-9._-]*$"
 #: Folders of a run that a student may not take as its name all begin otherwise.
@@ -127,8 +129,9 @@ class Prepare(Section):
     """Decides samples and the held-out split. Every choice is a hash of (seed, text), so order does not matter."""
     limit: Annotated[int, Field(gt=0)] | None = None
     """Keep a uniform sample of so many training texts; `--limit` sets it. None keeps all."""
-    held_out: Annotated[int, Field(gt=0)] = 4096
-    """Texts never trained on, for the held-out error. The paper holds out 128 batches of 32 (§2.2)."""
+    held_out: Annotated[int, Field(gt=0)] | None = None
+    """Texts never trained on, for the held-out error. None: 4,096, the paper's 128 batches of 32 (§2.2), or a tenth of
+    the texts where that is fewer."""
     held_out_pairs: Annotated[int, Field(ge=0)] = 0
     """(query, document) pairs never trained on, written as a retrieval set in BEIR's layout. Needs a source that knows
     pairs (installed-docs)."""
@@ -146,6 +149,10 @@ class Prepare(Section):
     """At most so many training texts of sources with `guard` for each of the others; a sample is kept of more."""
     shard_rows: Annotated[int, Field(gt=0)] = 65_536
     """Texts in one shard: the unit of resume for the teacher pass."""
+
+    def held_out_of(self, available: int) -> int:
+        """How many of so many texts are held out, at least one."""
+        return self.held_out or max(1, min(HELD_OUT, available // 10))
 
 
 class Api(Section):

@@ -145,6 +145,13 @@ def test_samples_are_exact_uniform_nested_and_do_not_depend_on_the_order_of_rows
     assert found["a"][1] != sorted(found["a"][1], key=WORDS.index)
 
 
+@pytest.mark.parametrize(("texts", "expected"), [(400, 40), (19, 1), (50_000, 4096)])
+def test_a_tenth_is_held_out_of_few_texts_and_the_papers_number_of_many(tmp_path, texts, expected) -> None:
+    facts = prepare([source(tmp_path, [f"word {number}" for number in range(texts)])], Prepare(), tmp_path / "texts")
+    assert facts["held_out"]["rows"] == expected
+    assert facts["rows"] == texts - expected
+
+
 def test_another_seed_holds_out_others(tmp_path: Path) -> None:
     rows = [source(tmp_path, WORDS)]
     prepare(rows, settings(seed=0), tmp_path / "a")

@@ -150,11 +150,12 @@ def plan_texts(recipe: Recipe, run: Run) -> Texts:
     for found in apart:
         found.weight = 0.0
     kept = sum(source.trained for source in sources)
-    held = min(prepare.held_out + 2 * prepare.held_out_pairs, int(kept))
+    drawn = prepare.held_out_of(int(kept))
+    held = min(drawn + 2 * prepare.held_out_pairs, int(kept))
     training = max(min(round(kept) - held, prepare.limit or round(kept)), 0)
     for source in sources:
         source.weight *= training / kept if kept else 0
-    held_out = prepare.held_out + sum(found.rows or 0 for found in apart)
+    held_out = drawn + sum(found.rows or 0 for found in apart)
     return Texts(tuple(sources), training, held_out, prepare.held_out_pairs)
 
 

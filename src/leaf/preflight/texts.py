@@ -72,7 +72,7 @@ def from_sources(sources: Sequence[TextSource], settings: Prepare, num_texts: in
     pairs = sorted(pair for source in drawn for pair in source.pairs)[:num_pairs]
     apart = {text for _, query, document in pairs for text in (query, document)}
     rows = [row for _, row in sorted(winners.items()) if row[0] not in apart]
-    available = max(total - settings.held_out - 2 * settings.held_out_pairs, 1)
+    available = max(total - settings.held_out_of(total) - 2 * settings.held_out_pairs, 1)
     return TextSample(
         [text for text, _ in rows],
         [kind for _, kind in rows],

@@ -72,7 +72,9 @@ class Optimizer:
                 for row in group["params"]:
                     if row.grad is not None:  # without momentum a gradient of zeros moves nothing
                         (row.grad.values() if row.grad.is_sparse else row.grad).masked_fill_(broken, 0.0)
-            self._adagrad.step()
+            unchecked = torch.sparse.check_sparse_tensor_invariants(enable=False)  # type: ignore[no-untyped-call]
+            with unchecked:  # as it is anyway; torch warns where nobody has said so
+                self._adagrad.step()
 
     def state_dict(self) -> dict[str, Any]:
         """The moments, for a resume point."""

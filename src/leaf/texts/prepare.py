@@ -227,12 +227,13 @@ def _choose(rows: _Rows, settings: Prepare) -> None:
     fates[always[np.unique(forms[always], return_index=True)[1]]] = Fate.HELD_OUT
     drawn = (fates == Fate.KEPT) & (wish == 0) & ~np.isin(forms, forms[wish != 0])
     tickets = np.unique(forms[drawn])
-    if len(tickets) < 2 * settings.held_out:
+    num_held_out = settings.held_out_of(len(tickets))
+    if len(tickets) < 2 * num_held_out:
         raise LeafError(
-            f"{len(tickets):,} different texts are too few to hold out {settings.held_out:,} and train on "
+            f"{len(tickets):,} different texts are too few to hold out {num_held_out:,} and train on "
             f"the rest; add texts or lower prepare.held_out to {len(tickets) // 2:,} or less (--set prepare.held_out=…)"
         )
-    fates[drawn & ~repeated & (forms <= tickets[settings.held_out - 1])] = Fate.HELD_OUT
+    fates[drawn & ~repeated & (forms <= tickets[num_held_out - 1])] = Fate.HELD_OUT
     fates[(fates == Fate.KEPT) & np.isin(forms, forms[fates == Fate.HELD_OUT])] = Fate.COPY_OF_HELD_OUT
 
     training = np.flatnonzero(fates == Fate.KEPT)
