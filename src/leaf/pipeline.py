@@ -40,7 +40,7 @@ from leaf.models import resolve_model
 from leaf.planning.models import check_layers
 from leaf.progress import console, say
 from leaf.provenance import provenance
-from leaf.recipe import DEFAULT, HELD_OUT, Recipe, Train
+from leaf.recipe import DEFAULT, Recipe, Train
 from leaf.recipe import Student as StudentSettings
 from leaf.run import Run, Stage, difference, read_manifest
 from leaf.runtime.speed import query_latency
@@ -225,8 +225,10 @@ class Pipeline:
         sources = [source_identity(source, content) for source in self.recipe.texts]
         # What decides nothing is left out, so that runs stay valid that were finished before it could be set.
         unused = set() if any(source.guard for source in self.recipe.texts) else {"guard_ratio"}
-        settings = self.recipe.prepare.model_copy(update={"held_out": self.recipe.prepare.held_out or HELD_OUT})
-        inputs: dict[str, Any] = {"texts": sources, "prepare": settings.model_dump(mode="json", exclude=unused)}
+        inputs: dict[str, Any] = {
+            "texts": sources,
+            "prepare": self.recipe.prepare.model_dump(mode="json", exclude=unused),
+        }
         checked = leak_sets(self.recipe.prepare.leak_check, self.recipe.evaluate.data)
         if checked:
             inputs["benchmarks"] = {each.name: each.digest for each in checked}

@@ -34,7 +34,7 @@ API_SCHEMES = ("openai:", "voyage:", "cohere:")
 #: A model that cannot be asked: its vectors are all there is.
 VECTORS_SCHEME = "vectors:"
 #: Texts never trained on, where nothing else is said and there are enough.
-HELD_OUT = 4096
+NUM_HELD_OUT = 4096
 #: What a recipe may be called: a folder is named so.
 RUN_NAME = r"^[a-z0-9][a-z0-9._-]*$"
 #: Folders of a run that a student may not take as its name all begin otherwise.
@@ -152,7 +152,7 @@ class Prepare(Section):
 
     def held_out_of(self, available: int) -> int:
         """How many of so many texts are held out, at least one."""
-        return self.held_out or max(1, min(HELD_OUT, available // 10))
+        return self.held_out or max(1, min(NUM_HELD_OUT, available // 10))
 
 
 class Api(Section):

@@ -24,11 +24,12 @@ class Optimizer:
 
     def __init__(self, student: Student, others: Iterable[nn.Parameter], settings: Train, *, sparse: bool) -> None:
         """`sparse`: whether gradients of rows may be sparse, which is faster on a CPU and is not all-reduced."""
-        rows = [student.rows] if settings.row_lr is not None else []
-        student.use_sparse_rows(sparse and bool(rows))
-        dense = [each for each in chain(student.parameters(), others) if all(each is not row for row in rows)]
-        self._trained = [each for each in (*dense, *rows) if each.requires_grad]
-        self._adagrad = torch.optim.Adagrad(rows, lr=settings.row_lr) if settings.row_lr is not None else None
+        self._trained = [each for each in chain(student.parameters(), others) if each.requires_grad]
+        self._rows, self._adagrad, dense = student.rows, None, self._trained
+        if settings.row_lr is not None:
+            self._adagrad = torch.optim.Adagrad([self._rows], lr=settings.row_lr)
+            dense = [each for each in self._trained if each is not self._rows]
+        student.use_sparse_rows(sparse and self._adagrad is not None)
         self._adamw = (
             torch.optim.AdamW(
                 dense,
@@ -60,7 +61,7 @@ class Optimizer:
         return [each.values() if each.is_sparse else each for each in found]
 
     def step(self, lr: float, broken: Tensor) -> None:
-        """One step, AdamW's at the rate `lr`; none at all where `broken`, a boolean on the device, is true."""
+        """One step on what `gradients` gave, AdamW's at the rate `lr`; none where `broken`, on the device, is true."""
         if self._adamw is not None:
             for group in self._adamw.param_groups:
                 group["lr"] = lr
@@ -68,10 +69,8 @@ class Optimizer:
             self._adamw.found_inf = broken.float()  # type: ignore[attr-defined]
             self._adamw.step()
         if self._adagrad is not None:
-            for group in self._adagrad.param_groups:
-                for row in group["params"]:
-                    if row.grad is not None:  # without momentum a gradient of zeros moves nothing
-                        (row.grad.values() if row.grad.is_sparse else row.grad).masked_fill_(broken, 0.0)
+            if (gradient := self._rows.grad) is not None:  # without momentum one of zeros moves nothing
+                (gradient.values() if gradient.is_sparse else gradient).masked_fill_(broken, 0.0)
             unchecked = torch.sparse.check_sparse_tensor_invariants(enable=False)  # type: ignore[no-untyped-call]
             with unchecked:  # as it is anyway; torch warns where nobody has said so
                 self._adagrad.step()
