@@ -499,6 +499,8 @@ class Pipeline:
             unused.add("table")
         if not settings.wants_phrases:
             unused.add("phrases")
+        if not settings.wants_network:
+            unused.add("hidden")
         unused_in_train = {*NOT_IN_FINGERPRINT, *(("row_lr",) if train_settings.row_lr is None else ())}
         stage = self.run.stage(
             settings.name,
@@ -550,6 +552,8 @@ class Pipeline:
             if num_texts and student.is_table and settings.table == "teacher" and is_here:
                 start_table(student, self.teacher)
             start_head(student, examples, num_texts, self.device, rows)
+            if settings.wants_network:
+                student.add_network(settings.hidden, train_settings.seed)
 
         def keep(epoch: int) -> None:
             if train_settings.keep_checkpoints:
@@ -675,7 +679,7 @@ class Pipeline:
     def _add_phrases(
         self, student: Student, settings: StudentSettings, train: Train, shards: Sequence[dict[str, Any]], scratch: Path
     ) -> None:
-        """Gives a table phrases of the texts that it is trained on. They are looked for once, if at all."""
+        """Gives a student phrases of the texts that it is trained on. They are looked for once, if at all."""
         which = [settings.phrases, train.kinds, train.limit, train.seed]
         file = scratch / f"phrases-{digest([student.tokenizer.identity(), which])[:12]}.json"
         if not file.exists():
@@ -684,9 +688,15 @@ class Pipeline:
             rows = np.arange(len(examples)) if rows is None else rows
             rows = rows[:: max(1, math.ceil(examples.lengths[rows].sum(dtype=np.int64) / PHRASE_TOKENS))]
             ids, lengths = examples.gather(rows)
-            phrases = find_phrases(ids, lengths, vocabulary_size=student.vocabulary_size, count=settings.phrases)
+            phrases = find_phrases(
+                ids,
+                lengths,
+                vocabulary_size=student.vocabulary_size,
+                count=settings.phrases,
+                apart=student.special_tokens,
+            )
             with atomic_path(file) as temporary:
-                add_phrases(student.first.tokenizer, phrases).save(str(temporary))
+                add_phrases(student.rust_tokenizer, phrases).save(str(temporary))
         student.set_tokenizer(Tokenizer.from_file(str(file)))
 
     def _publish(self, stage: Stage, student: Student, metrics: Path) -> None:

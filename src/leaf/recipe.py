@@ -323,7 +323,8 @@ class Student(Section):
     """Hub commit or tag of the backbone."""
     start: str | None = None
     """A student of the same teacher to go on from, weights, head and prompts; `leaf distill --from` sets it. Then
-    `backbone`, `revision`, `prompts`, `layers`, `pooling`, `bias`, `ridge_texts` and `phrases` say nothing."""
+    `backbone`, `revision`, `prompts`, `layers`, `pooling`, `bias`, `ridge_texts`, `phrases` and `hidden`
+    say nothing."""
     prompts: dict[Literal["query", "document"], str] = {}
     """Prompts of the student, where its teacher's are not known: behind an API. Default: the teacher's; where its API
     is told queries from documents in another way, `query: ` for queries."""
@@ -344,15 +345,23 @@ class Student(Section):
     """What a lookup table begins with, before the head is fitted: the teacher's vector of each token alone, or the word
     embeddings of the backbone, as also where the teacher is an API or vectors: they are not asked for so many."""
     phrases: Annotated[int, Field(ge=0)] = 0
-    """Rows of a lookup table for phrases of the training texts (`new york`, `how many people`), this many at most. They
+    """Rows for phrases of the training texts (`new york`, `how many people`), this many at most. They
     need memory and many texts, and tokenising takes longer. For backbones with a WordPiece tokenizer, as BERT's."""
+    hidden: Annotated[int, Field(ge=0)] = 0
+    """Units of a network behind the mean of a lookup table, whose rows are then twice as wide: it learns what words mean
+    together, for some 50 µs a query. 0: the mean itself."""
     train: dict[str, Any] = {}
     """Fields of `[train]` that are different for this student."""
 
     @property
     def wants_phrases(self) -> bool:
-        """Whether it is given phrases: a table that does not go on from a student, which has its tokenizer already."""
-        return self.layers == () and self.phrases > 0 and self.start is None
+        """Whether it is given phrases: one that goes on from a student has its tokenizer already."""
+        return self.phrases > 0 and self.start is None
+
+    @property
+    def wants_network(self) -> bool:
+        """Whether it is given a network: a table that does not go on from a student, which has one already or has none."""
+        return self.layers == () and self.hidden > 0 and self.start is None
 
     @field_validator("layers", mode="before")
     @classmethod

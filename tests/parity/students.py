@@ -1,6 +1,7 @@
 """The students of the parity matrix: a transformer that normalises its vectors, and two tables that do not.
 
-One of the tables knows phrases, with a tokenizer that is put together here and not the backbone's.
+One of the tables knows phrases, as one with layers does, with a tokenizer that is put together here and not the
+backbone's; one has a network behind its mean.
 
 They are untrained, and their teachers are made to measure: as far away as a trained student's.
 """
@@ -35,7 +36,7 @@ PROMPTS: dict[Role, str] = {"query": "badi beko doma tile: ", "document": "lade 
 #: Beside made-up words: case, accents, marks the tokenizer knows, other scripts, line ends, a word it cannot spell.
 AWKWARD = ["BaBe dÉdo", "ba [SEP] be [MASK]", "漢字 ba कखग", "  ba\r\n\tbe\u200b ba ", "x", "ba-be, di.do!", "👩‍🚀 ba"]
 
-DIM, WIDTH, MAX_LENGTH = 24, 32, 40
+DIM, WIDTH, HIDDEN, MAX_LENGTH = 24, 32, 20, 40
 #: Three times as long as `MAX_LENGTH`.
 LONG = " ".join(sentences(20, seed=4))
 
@@ -121,6 +122,8 @@ def make(folder: Path) -> list[Case]:
         _case(folder, "transformer", backbone, (0,), normalise=True),  # four bits ask much of random layers
         _case(folder, "table", backbone, (), normalise=False),
         _case(folder, "phrases", backbone, (), normalise=False),
+        _case(folder, "network", backbone, (), normalise=True),
+        _case(folder, "layered-phrases", backbone, (0,), normalise=True),
     ]
 
 
@@ -135,12 +138,17 @@ def _case(folder: Path, name: str, backbone: Path, layers: tuple[int, ...], *, n
         similarity="cosine" if normalise else "dot",
         seed=0,
     )
-    if name == "phrases":
-        student.set_tokenizer(add_phrases(student.first.tokenizer, _phrases(student.first.tokenizer)))
-        rows = student.first.embedding.weight  # one of its own for each: means of their pieces' would say nothing
-        student.set_rows(rows + torch.randn(rows.shape, generator=torch.Generator().manual_seed(1)) * rows.std())
+    generator = torch.Generator().manual_seed(1)
+    if "phrases" in name:
+        student.set_tokenizer(add_phrases(student.rust_tokenizer, _phrases(student.rust_tokenizer)))
+        rows = student.rows.data  # one of its own for each: means of their pieces' would say nothing
+        rows += torch.randn(rows.shape, generator=generator) * rows.std()
     weight = torch.randn(DIM, WIDTH, generator=torch.Generator().manual_seed(0))
     student.set_head(Head(weight, torch.zeros(DIM), error=nan))
+    if name == "network":
+        student.add_network(HIDDEN, seed=0)
+        for each in student.parameters():  # or it would say what the table says
+            each.data += torch.randn(each.shape, generator=generator) * each.std()
     student.save(folder / name)
     plain = SentenceTransformer(str(folder / name), device="cpu")
     texts, roles = sentences(NUM_CANARIES, seed=1), ROLES * (NUM_CANARIES // 2)

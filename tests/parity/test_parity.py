@@ -25,7 +25,7 @@ from leaf.runtime.encoder import OnnxEncoder
 from leaf.space import verify
 from leaf.tokens import Tokenizer
 
-CASES = ["transformer", "table", "phrases"]
+CASES = ["transformer", "table", "phrases", "network", "layered-phrases"]
 
 
 def trained(case: Case) -> Encoder:
@@ -58,9 +58,15 @@ def by_hand(case: Case) -> Encoder:
     if case.is_table:
         words = RustTokenizer.from_file(str(case.folder / "tokenizer.json"))
         table = load_file(case.folder / "model.safetensors")["embedding.weight"]
+        layers = [load_file(each / "model.safetensors") for each in sorted(case.folder.glob("*_Dense"))]
 
         def encode(texts: list[str]) -> np.ndarray:
-            return np.stack([table[words.encode(text).ids].mean(axis=0) for text in texts])
+            vectors = np.stack([table[words.encode(text).ids].mean(axis=0) for text in texts])
+            if layers:
+                first, second = layers
+                units = np.maximum(vectors @ first["linear.weight"].T + first["linear.bias"], 0)
+                vectors = units @ second["linear.weight"].T + second["linear.bias"]
+            return vectors / np.linalg.norm(vectors, axis=1, keepdims=True) if case.space.normalised else vectors
 
         return Prompted(encode, case.space.dim)
     words = AutoTokenizer.from_pretrained(case.folder)

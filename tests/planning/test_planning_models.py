@@ -91,8 +91,8 @@ def test_a_folder_says_what_sentence_transformers_will_load(teacher_folder):
     assert found.architecture.width == 32
 
 
-@pytest.mark.parametrize("layers", [None, (0, 2), ()])
-def test_a_planned_student_has_the_parameters_of_the_one_that_is_built(bert, layers, tmp_path):
+@pytest.mark.parametrize(("layers", "hidden"), [(None, 0), ((0, 2), 0), ((), 0), ((), 10)])
+def test_a_planned_student_has_the_parameters_of_the_one_that_is_built(bert, layers, hidden, tmp_path):
     from leaf.planning import plan
     from leaf.recipe import Recipe, Student
 
@@ -100,7 +100,7 @@ def test_a_planned_student_has_the_parameters_of_the_one_that_is_built(bert, lay
         {
             "name": "x",
             "teacher": {"model": str(bert)},
-            "student": {"layers": layers} if layers is not None else {},
+            "student": {"layers": layers, "hidden": hidden},
             "texts": [{"source": "none.txt", "kind": "query", "rows": 100}],
             "prepare": {"held_out": 10},
         }
@@ -108,6 +108,8 @@ def test_a_planned_student_has_the_parameters_of_the_one_that_is_built(bert, lay
     built = build_student(
         Student(layers=layers), str(bert), {}, 32, normalise=True, max_length=None, similarity="cosine", seed=0
     )
+    if hidden:
+        built.add_network(hidden, seed=0)
     planned = plan(recipe, tmp_path)["students"][0]
     assert planned["parameters"] == built.num_parameters
     assert planned["layers"] == built.num_layers

@@ -7,7 +7,8 @@ A linear head commutes with a mean. So a runtime that pools `last_hidden_state` 
 and one that reads `sentence_embedding` get the same vector, and none of them can lose the head. (A student of cls
 pooling has its first token's state in both; to pool by the mean is then as wrong as it is in PyTorch.) The head is
 applied twice: a runtime that asks for `sentence_embedding` alone then computes it for one row a text instead of one a
-token. The lookup-table student is a gather and a mean with the same inputs and outputs.
+token. The lookup-table student is a gather and a mean with the same inputs and outputs; behind a network, which does not
+commute with a mean, every state is the text's vector, whose mean it is too.
 """
 
 import logging
@@ -37,6 +38,8 @@ OPSET = 20
 IR_VERSION = 9
 #: Scores of padding are lowered by so much: e⁻¹⁰⁰⁰⁰ is zero, and float16 can hold it.
 HIDDEN = 1e4
+#: How the products of a table's network begin their names, for `quantize` to know them by.
+NETWORK = "network"
 #: What keeps a text without tokens at zero instead of 0/0.
 TINY = 1e-9
 #: Protobuf's limit on a file, and so on the weights of a graph that is one file.
@@ -47,7 +50,7 @@ def to_graph(model: SentenceTransformer) -> onnx.ModelProto:
     """The float32 graph of `model`: inputs `input_ids`, `attention_mask` int64 `[batch, seq]`, outputs as above.
 
     `model` is Transformer → Pooling(mean or cls) → Dense (linear, any number) → Normalize or not, or StaticEmbedding →
-    Normalize or not. Raises `LeafError` for any other stack (a head that is not linear cannot be moved before pooling),
+    Dense (linear or ReLU, any number) → Normalize or not. Raises `LeafError` for any other stack (a head that is not linear cannot be moved before pooling),
     for a backbone that torch cannot trace, and for weights of 2 GB, more than one ONNX file holds.
     """
     modules: list[Any] = list(model)
@@ -56,15 +59,15 @@ def to_graph(model: SentenceTransformer) -> onnx.ModelProto:
         raise LeafError(f"cannot export {size / 1e9:.1f} GB of float32 weights: one ONNX file holds 2 GB at most")
     normalises = isinstance(modules[-1], Normalize)
     body = modules[:-1] if normalises else modules
-    if isinstance(body[0], StaticEmbedding) and len(body) == 1:
-        return _table_graph(body[0].embedding.weight.detach().float().numpy(), normalises)
+    if isinstance(body[0], StaticEmbedding) and all(map(_is_layer, body[1:])):
+        return _table_graph(body[0].embedding.weight.detach().float().numpy(), body[1:], normalises)
     heads = body[2:]
     fits = len(body) > 1 and isinstance(body[0], Transformer) and _is_poolable(body[1])
     if not fits or not all(isinstance(head, Dense) and _is_linear(head) for head in heads):
         stack = " → ".join(type(module).__name__ for module in modules)
         raise LeafError(
             f"cannot export {stack}: only a Transformer, mean or cls pooling, linear Dense modules and Normalize (or "
-            "a StaticEmbedding) become one graph"
+            "a StaticEmbedding, Dense modules that are linear or ReLU, and Normalize) become one graph"
         )
     return _transformer_graph(body[0].auto_model, body[1].pooling_mode, [head.linear for head in heads], normalises)
 
@@ -138,32 +141,56 @@ def _mask(*, mask_function: Any, attention_mask: Tensor, dtype: torch.dtype, **s
     return (attention_mask[:, None, None, :].to(dtype) - 1) * HIDDEN
 
 
-def _table_graph(table: NDArray[Any], normalises: bool) -> onnx.ModelProto:
-    """Gather, masked mean and norm, in the float32 arithmetic of `StaticEmbedding`."""
-    dim = table.shape[1]
+def _table_graph(table: NDArray[Any], network: list[Dense], normalises: bool) -> onnx.ModelProto:
+    """Gather, masked mean, network and norm, in the float32 arithmetic of `StaticEmbedding`.
+
+    A network does not commute with a mean: behind one, every token's state is the vector of the whole text.
+    """
+    dim = network[-1].out_features if network else table.shape[1]
     node = helper.make_node
-    nodes = [
-        node("Gather", ["table", "input_ids"], ["last_hidden_state"]),
-        node("Cast", ["attention_mask"], ["mask"], to=TensorProto.FLOAT),
-        node("Unsqueeze", ["mask", "last"], ["mask_column"]),
-        node("Mul", ["last_hidden_state", "mask_column"], ["kept"]),
-        node("ReduceSum", ["kept", "tokens"], ["sum"], keepdims=0),
-        node("ReduceSum", ["mask_column", "tokens"], ["count"], keepdims=0),
-        node("Max", ["count", "tiny"], ["divisor"]),
-        node("Div", ["sum", "divisor"], ["mean" if normalises else "sentence_embedding"]),
-    ]
-    if normalises:
-        nodes += [
-            node("ReduceL2", ["mean", "last"], ["norm"], keepdims=1),
-            node("Max", ["norm", "tiny"], ["length"]),
-            node("Div", ["mean", "length"], ["sentence_embedding"]),
-        ]
-    constants = {
+    constants: dict[str, Any] = {
         "table": table,
         "last": [-1],
         "tokens": [1],
         "tiny": torch.tensor(TINY, dtype=torch.float32).numpy(),
     }
+    rows = "rows" if network else "last_hidden_state"
+    nodes = [
+        node("Gather", ["table", "input_ids"], [rows]),
+        node("Cast", ["attention_mask"], ["mask"], to=TensorProto.FLOAT),
+        node("Unsqueeze", ["mask", "last"], ["mask_column"]),
+        node("Mul", [rows, "mask_column"], ["kept"]),
+        node("ReduceSum", ["kept", "tokens"], ["sum"], keepdims=0),
+        node("ReduceSum", ["mask_column", "tokens"], ["count"], keepdims=0),
+        node("Max", ["count", "tiny"], ["divisor"]),
+        node("Div", ["sum", "divisor"], ["mean"]),
+    ]
+    vectors = "mean"
+    for place, dense in enumerate(network):
+        constants[f"weight_{place}"] = dense.linear.weight.detach().float().T.contiguous().numpy()
+        nodes.append(
+            node("MatMul", [vectors, f"weight_{place}"], [vectors := f"product_{place}"], f"{NETWORK}_{place}")
+        )
+        if dense.linear.bias is not None:
+            constants[f"bias_{place}"] = dense.linear.bias.detach().float().numpy()
+            nodes.append(node("Add", [vectors, f"bias_{place}"], [vectors := f"sum_{place}"]))
+        if isinstance(dense.activation_function, nn.ReLU):
+            nodes.append(node("Relu", [vectors], [vectors := f"units_{place}"]))
+    if network:
+        nodes += [
+            node("Shape", ["input_ids"], ["texts"]),
+            node("Concat", ["texts", "tokens"], ["shape"], axis=0),
+            node("Unsqueeze", [vectors, "tokens"], ["state"]),
+            node("Expand", ["state", "shape"], ["last_hidden_state"]),
+        ]
+    if normalises:
+        nodes += [
+            node("ReduceL2", [vectors, "last"], ["norm"], keepdims=1),
+            node("Max", ["norm", "tiny"], ["length"]),
+            node("Div", [vectors, "length"], ["sentence_embedding"]),
+        ]
+    else:
+        nodes.append(node("Identity", [vectors], ["sentence_embedding"]))
     initializers = [numpy_helper.from_array(torch.as_tensor(value).numpy(), name) for name, value in constants.items()]
     integers = [helper.make_tensor_value_info(name, TensorProto.INT64, ["batch", "seq"]) for name in INPUTS]
     floats = [
@@ -273,6 +300,16 @@ def _is_poolable(pooling: Any) -> bool:
     return isinstance(pooling, Pooling) and pooling.pooling_mode in ("mean", "cls") and pooling.include_prompt
 
 
+def _is_layer(module: Any) -> bool:
+    """Whether it is a layer of a table's network: a linear map of the text's vector, with ReLU or without."""
+    known = isinstance(module, Dense) and isinstance(module.activation_function, nn.ReLU | nn.Identity)
+    return known and _is_plain(module)
+
+
 def _is_linear(head: Dense) -> bool:
-    plain = isinstance(head.linear, nn.Linear) and isinstance(head.activation_function, nn.Identity)
-    return plain and not head.use_residual and head.module_input_name == head.module_output_name == OUTPUTS[1]
+    return isinstance(head.activation_function, nn.Identity) and _is_plain(head)
+
+
+def _is_plain(head: Dense) -> bool:
+    names = head.module_input_name == head.module_output_name == OUTPUTS[1]
+    return isinstance(head.linear, nn.Linear) and names and not head.use_residual

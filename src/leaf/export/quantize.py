@@ -10,7 +10,8 @@ texts, those channels are
 - *split off* and computed in float32 beside the rest (after Dettmers et al., LLM.int8(), arXiv 2208.07339), where the
   input is wider than the output and scaling it would cost more.
 
-The token table is stored as int8 rows. The head, whose error nothing later averages out, stays in float32.
+The token table is stored as int8 rows. The head and a table's network, whose error nothing later averages out, stay in
+float32.
 
 **q4** and **q4f16** store weights as 4-bit blocks and compute on them in float32 or float16: the smallest files.
 """
@@ -28,6 +29,8 @@ import onnx
 import onnxruntime
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
+
+from leaf.export.graph import NETWORK
 
 Floats = NDArray[np.float32]
 #: One batch of inputs: `input_ids` and `attention_mask`, int64 `[batch, seq]`.
@@ -56,7 +59,7 @@ def to_fp16(graph: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def to_q4(graph: onnx.ModelProto) -> onnx.ModelProto:
-    """Weights and token table as 4-bit blocks of 32, each with a float32 scale and a zero point; the head in float32.
+    """Weights and token table as 4-bit blocks of 32, each with a float32 scale and a zero point; head and network in float32.
 
     Activations stay float32, and nothing is measured beforehand: letting later rows of a weight make up for the
     rounding of earlier ones (GPTQ) halved the error of single products and left that of the vectors as it was.
@@ -67,7 +70,7 @@ def to_q4(graph: onnx.ModelProto) -> onnx.ModelProto:
     logging.root.handlers[:], logging.root.level = handlers, level  # which importing it has changed for everybody
     logging.getLogger(MatMulNBitsQuantizer.__module__).setLevel(logging.ERROR)  # a line a node
     graph = copy.deepcopy(graph)
-    heads = [product.node.name for product in _products(graph) if product.shared]
+    heads = [product.node.name for product in _products(graph) if product.exact]
     editor = _Editor(graph)
     editor.pack_tables()
     editor.finish()
@@ -88,7 +91,7 @@ def to_q8(graph: onnx.ModelProto, feeds: Iterable[Feed], *, portable: bool = Fal
     """
     graph = copy.deepcopy(graph)
     editor = _Editor(graph, largest=63 if portable else 127)
-    once = [each for each in _products(graph) if not each.shared]
+    once = [each for each in _products(graph) if not each.exact]
     activations = _observe(graph, sorted({each.activation for each in once}), feeds)
     groups = defaultdict(list)
     for product in once:
@@ -107,8 +110,8 @@ class _Product:
     node: onnx.NodeProto
     weight: Floats
     """`[in, out]`."""
-    shared: bool
-    """Whether other products have the same weight: the head, on states and on pooled ones."""
+    exact: bool
+    """Whether it stays in float32: the head, whose weight two products read, and the network of a table."""
 
     @property
     def activation(self) -> str:
@@ -119,7 +122,14 @@ def _products(graph: onnx.ModelProto) -> list[_Product]:
     weights = {each.name: each for each in graph.graph.initializer if len(each.dims) == 2}
     nodes = [node for node in graph.graph.node if node.op_type == "MatMul" and node.input[1] in weights]
     uses = Counter(node.input[1] for node in nodes)
-    return [_Product(node, numpy_helper.to_array(weights[node.input[1]]), uses[node.input[1]] > 1) for node in nodes]
+    return [
+        _Product(
+            node,
+            numpy_helper.to_array(weights[node.input[1]]),
+            exact=uses[node.input[1]] > 1 or node.name.startswith(NETWORK),
+        )
+        for node in nodes
+    ]
 
 
 @dataclass(frozen=True)

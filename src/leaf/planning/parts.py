@@ -152,8 +152,7 @@ def plan_student(recipe: Recipe, student: Student, teacher: Model, texts: Texts,
     shape = backbone.architecture
     if shape is not None and student.layers is not None and student.start is None:
         shape = shape.with_layers(student.layers if isinstance(student.layers, int) else len(student.layers))
-        if not shape.layers:
-            shape = replace(shape, vocabulary=shape.vocabulary + student.phrases)
+        shape = replace(shape, vocabulary=shape.vocabulary + student.phrases)
     dim, is_table = teacher.dim, shape is not None and not shape.layers
     own = {**_prompts(recipe, teacher), **student.prompts} if student.start is None else backbone.prompts
     prompts = {"query": "", "document": "", **student_prompts(recipe.teacher, own)}
@@ -169,7 +168,7 @@ def plan_student(recipe: Recipe, student: Student, teacher: Model, texts: Texts,
         shape,
         dim,
         reader,
-        _parameters(shape, dim, student.bias) if shape is not None and dim is not None else None,
+        _parameters(shape, dim, student) if shape is not None and dim is not None else None,
         rows,
         read.tokens * share,
         read.squares * share,
@@ -230,8 +229,10 @@ def _bill(teacher: Teacher, texts: float, tokens: float) -> dict[str, Any]:
     }
 
 
-def _parameters(shape: Architecture, dim: int, bias: bool) -> int:
-    """A table is folded into the teacher's width; any other student has a head."""
+def _parameters(shape: Architecture, dim: int, student: Student) -> int:
+    """A table is folded into the teacher's width, and a network wants rows of twice that; any other has a head."""
     if not shape.layers:
-        return shape.vocabulary * dim
-    return shape.parameters + shape.width * dim + (dim if bias else 0)
+        units = 2 * dim + student.hidden
+        network = 2 * dim * units + units + units * dim + dim if student.wants_network else 0
+        return shape.vocabulary * dim * (2 if network else 1) + network
+    return shape.parameters + shape.width * dim + (dim if student.bias else 0)

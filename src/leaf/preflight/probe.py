@@ -283,6 +283,8 @@ def _students(
             records[-1]["basis"].append(f"{each.name} as if it began with layers of an untrained {each.backbone}")
         if settings.wants_phrases:
             records[-1]["basis"].append(f"{each.name} without its phrases")
+        if settings.wants_network:
+            records[-1]["basis"].append(f"{each.name} without its network")
         tokenizers[settings.name] = Whole(start.student.first, start.student.tokenizer)
     return records, tokenizers
 

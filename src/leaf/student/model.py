@@ -4,9 +4,12 @@
 
 It *is* a Sentence Transformers model from the first step, so nothing is converted, and nothing can be lost, on saving.
 The lookup-table student (`layers = 0`) is `StaticEmbedding → Normalize`: a linear head commutes with a mean, so the
-head of a student without layers is folded into its table.
+head of a student without layers is folded into its table. A mean of words cannot say what they mean together, which
+a network behind it can: `StaticEmbedding → Dense(ReLU) → Dense(identity) → Normalize` (`hidden`), the deep averaging
+network of Iyyer et al. (2015, https://aclanthology.org/P15-1162).
 """
 
+import copy
 import json
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
@@ -24,6 +27,7 @@ from sentence_transformers.sentence_transformer.modules import (
     Transformer,
 )
 from torch import Tensor, nn
+from transformers import PreTrainedTokenizerFast
 
 from leaf.encoder import Role
 from leaf.errors import LeafError
@@ -91,6 +95,11 @@ class Student(nn.Module):
         return dense.linear
 
     @property
+    def network(self) -> list[Dense]:
+        """The layers behind the mean of a table, first to last; none where the mean is the vector."""
+        return [each for each in self.model if isinstance(each, Dense)] if self.is_table else []
+
+    @property
     def normalises(self) -> bool:
         """Whether vectors leave with unit length."""
         return isinstance(self.model[-1], Normalize)
@@ -154,8 +163,13 @@ class Student(nn.Module):
         return pad(ids, lengths, self.first.tokenizer.pad_token_id or 0)
 
     def forward(self, features: Features, compute_dtype: torch.dtype = torch.float32) -> Tensor:
-        """Vectors `[n, d]` in float32 (Eq. 1). Only the backbone computes in `compute_dtype`."""
-        return self._lift(self.pool(features, compute_dtype))
+        """Vectors `[n, d]` in float32 (Eq. 1). Only the backbone, or a table's network, computes in `compute_dtype`."""
+        pooled = self.pool(features, compute_dtype)
+        if self.network:
+            with computing_in(compute_dtype, features):
+                for dense in self.network:
+                    pooled = dense.activation_function(dense.linear(pooled))
+        return self._lift(pooled.float())
 
     def vectors_of(self, states: Tensor, features: Features) -> Tensor:
         """What `forward` makes of the backbone's token states, once it has them."""
@@ -180,6 +194,7 @@ class Student(nn.Module):
         return pooled
 
     def _lift(self, pooled: Tensor) -> Tensor:
+        """The head, which a table has none of, and the norm."""
         vectors = pooled if self.is_table else self.head(pooled)
         return nn.functional.normalize(vectors, dim=-1) if self.normalises else vectors
 
@@ -210,14 +225,69 @@ class Student(nn.Module):
         decoded = (tokenizer.decode([each], skip_special_tokens=False) for each in range(self.vocabulary_size))
         return [text.removeprefix("##").strip() for text in decoded]
 
+    @property
+    def rust_tokenizer(self) -> Any:
+        """The tokenizer that reads a text, to be read and not to be changed. It fills nothing up, and only a table's cuts."""
+        if self.is_table:
+            return self.first.tokenizer
+        tokenizer = copy.deepcopy(self.first.tokenizer.backend_tokenizer)  # Transformers may have it pad and cut
+        tokenizer.no_padding()
+        tokenizer.no_truncation()
+        return tokenizer
+
+    @property
+    def special_tokens(self) -> list[int]:
+        """Ids that are put around a text and are no part of it."""
+        return [] if self.is_table else list(self.first.tokenizer.all_special_ids)
+
     def set_tokenizer(self, tokenizer: Any) -> None:
-        """Takes a tokenizer of a table that knows more tokens: each begins as the mean of those it was until now."""
-        known, rows = self.first.tokenizer, self.first.embedding.weight.detach()
+        """Takes a Rust tokenizer that knows more tokens: each begins as the mean of those it was until now."""
+        known, rows = self.rust_tokenizer, self.rows.detach()
         texts = [tokenizer.decode([each]) for each in range(len(rows), tokenizer.get_vocab_size())]
         pieces = [each.ids for each in known.encode_batch(texts, add_special_tokens=False)]
         new = torch.stack([rows[each].mean(dim=0) for each in pieces]) if pieces else rows[:0]
-        self.model[0] = StaticEmbedding(tokenizer, embedding_weights=torch.cat([rows, new]))
+        rows = torch.cat([rows, new])
+        if self.is_table:
+            self.model[0] = StaticEmbedding(tokenizer, embedding_weights=rows)
+        else:
+            own = self.first.tokenizer
+            self.first.processor = PreTrainedTokenizerFast(
+                tokenizer_object=tokenizer,
+                model_max_length=own.model_max_length,
+                model_input_names=own.model_input_names,
+                **own.special_tokens_map,
+            )
+            padding = self._embedding.padding_idx
+            self.backbone.set_input_embeddings(nn.Embedding.from_pretrained(rows, freeze=False, padding_idx=padding))
+            self.backbone.config.vocab_size = len(rows)
         self.__dict__.pop("tokenizer", None)  # it is made once, of the module that was there
+
+    def add_network(self, hidden: int, seed: int) -> None:
+        """Puts a network with `hidden` units behind the mean of a table that answers already; vectors stay as they are.
+
+        Rows become twice as wide, `[r, r·Q]` with a random rotation Q, so that what the network learns of a word need
+        not be what the mean needs of it. Of `2d + hidden` units `2d` carry the mean as it was, `x = relu(x) − relu(−x)`,
+        and the others begin with weights of zero behind them.
+        """
+        rows = self.rows.detach()
+        dim = rows.shape[1]
+        generator = torch.Generator().manual_seed(seed)
+        turn = torch.linalg.qr(torch.randn(dim, dim, generator=generator))[0]
+        first = Dense(2 * dim, 2 * dim + hidden, activation_function=nn.ReLU())
+        second = Dense(2 * dim + hidden, dim, activation_function=nn.Identity())
+        one, none = torch.eye(dim), torch.zeros(dim, dim)
+        bound = (2 * dim) ** -0.5  # torch's own for a linear layer
+        random = (2 * torch.rand(hidden, 2 * dim, generator=generator) - 1) * bound
+        carry = torch.cat([torch.cat([one, none], dim=1), torch.cat([-one, none], dim=1)])
+        with torch.no_grad():
+            first.linear.weight.copy_(torch.cat([carry, random]))
+            second.linear.weight.copy_(torch.cat([one, -one, torch.zeros(dim, hidden)], dim=1))
+            first.linear.bias.zero_()
+            second.linear.bias.zero_()
+        self.set_rows(torch.cat([rows, rows @ turn], dim=1))
+        self.model.insert(1, first)
+        self.model.insert(2, second)
+        self.model.eval()
 
     def set_rows(self, rows: Tensor) -> None:
         """Takes the rows of a table, float32 `[vocabulary_size, d]`."""
@@ -329,7 +399,8 @@ def _continue(start: str, dim: int, normalise: bool, max_length: int | None) -> 
     model = load_sentence_transformer(resolve_model(start), None, "cpu")
     names = [type(module).__name__ for module in model]
     tail = ["Normalize"] if normalise else []
-    if names not in (["Transformer", "Pooling", "Dense", *tail], ["StaticEmbedding", *tail]):
+    stacks = (["Transformer", "Pooling", "Dense"], ["StaticEmbedding"], ["StaticEmbedding", "Dense", "Dense"])
+    if names not in ([*stack, *tail] for stack in stacks):
         raise LeafError(
             f"student.start '{start}' is {' → '.join(names)}, and a student of this teacher is Transformer → Pooling → "
             f"Dense or StaticEmbedding{''.join(f' → {each}' for each in tail)}; give one that leaf made"
