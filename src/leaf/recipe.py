@@ -348,8 +348,8 @@ class Student(Section):
     """Rows for phrases of the training texts (`new york`, `how many people`), this many at most. They
     need memory and many texts, and tokenising takes longer. For backbones with a WordPiece tokenizer, as BERT's."""
     hidden: Annotated[int, Field(ge=0)] = 0
-    """Units of a network behind the mean of a lookup table, whose rows are then twice as wide: it learns what words mean
-    together, for some 50 µs a query. 0: the mean itself."""
+    """Units of a network behind the mean of a lookup table, whose rows are then twice as wide: it learns what words
+    mean together. 0: the mean itself."""
     train: dict[str, Any] = {}
     """Fields of `[train]` that are different for this student."""
 
@@ -360,7 +360,7 @@ class Student(Section):
 
     @property
     def wants_network(self) -> bool:
-        """Whether it is given a network: a table that does not go on from a student, which has one already or has none."""
+        """Whether it is given a network: a table, and not one that goes on from a student, which keeps what it has."""
         return self.layers == () and self.hidden > 0 and self.start is None
 
     @field_validator("layers", mode="before")

@@ -311,7 +311,9 @@ def test_other_stacks_are_refused_by_their_modules(transformer, tmp_path):
             SentenceTransformer(modules=[first, no_prompt], device="cpu"),
         ],
         "Transformer → Normalize": [SentenceTransformer(modules=[first, Normalize()], device="cpu")],
-        "StaticEmbedding → Dense": [SentenceTransformer(modules=[table, dense(DIM, 8)], device="cpu")],
+        "StaticEmbedding → Dense": [
+            SentenceTransformer(modules=[table, dense(DIM, 8, activation=torch.nn.Tanh())], device="cpu")
+        ],
         "Router": [
             SentenceTransformer(
                 modules=[Router.for_query_document(query_modules=[table], document_modules=[table])], device="cpu"

@@ -7,8 +7,8 @@ A linear head commutes with a mean. So a runtime that pools `last_hidden_state` 
 and one that reads `sentence_embedding` get the same vector, and none of them can lose the head. (A student of cls
 pooling has its first token's state in both; to pool by the mean is then as wrong as it is in PyTorch.) The head is
 applied twice: a runtime that asks for `sentence_embedding` alone then computes it for one row a text instead of one a
-token. The lookup-table student is a gather and a mean with the same inputs and outputs; behind a network, which does not
-commute with a mean, every state is the text's vector, whose mean it is too.
+token. The lookup-table student is a gather and a mean with the same inputs and outputs; a network behind it does not
+commute with the mean, so every state is then the vector of the text, which is their mean as well.
 """
 
 import logging
@@ -50,8 +50,9 @@ def to_graph(model: SentenceTransformer) -> onnx.ModelProto:
     """The float32 graph of `model`: inputs `input_ids`, `attention_mask` int64 `[batch, seq]`, outputs as above.
 
     `model` is Transformer → Pooling(mean or cls) → Dense (linear, any number) → Normalize or not, or StaticEmbedding →
-    Dense (linear or ReLU, any number) → Normalize or not. Raises `LeafError` for any other stack (a head that is not linear cannot be moved before pooling),
-    for a backbone that torch cannot trace, and for weights of 2 GB, more than one ONNX file holds.
+    Dense (linear or ReLU, any number) → Normalize or not. Raises `LeafError` for any other stack (a head that is not
+    linear cannot be moved before pooling), for a backbone that torch cannot trace, and for weights of 2 GB, more than
+    one ONNX file holds.
     """
     modules: list[Any] = list(model)
     size = 4 * sum(each.numel() for each in model.parameters())

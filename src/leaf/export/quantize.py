@@ -59,7 +59,9 @@ def to_fp16(graph: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def to_q4(graph: onnx.ModelProto) -> onnx.ModelProto:
-    """Weights and token table as 4-bit blocks of 32, each with a float32 scale and a zero point; head and network in float32.
+    """Weights and token table as 4-bit blocks of 32, each with a float32 scale and a zero point.
+
+    The head and a table's network stay in float32.
 
     Activations stay float32, and nothing is measured beforehand: letting later rows of a weight make up for the
     rounding of earlier ones (GPTQ) halved the error of single products and left that of the vectors as it was.

@@ -227,9 +227,11 @@ class Student(nn.Module):
 
     @property
     def rust_tokenizer(self) -> Any:
-        """The tokenizer that reads a text, to be read and not to be changed. It fills nothing up, and only a table's cuts."""
+        """The tokenizer below, which pads nothing, and cuts for a table alone; not to be changed."""
         if self.is_table:
             return self.first.tokenizer
+        if not getattr(self.first.tokenizer, "is_fast", False):
+            raise LeafError("student.phrases needs a fast tokenizer; leave it out, or choose another backbone")
         tokenizer = copy.deepcopy(self.first.tokenizer.backend_tokenizer)  # Transformers may have it pad and cut
         tokenizer.no_padding()
         tokenizer.no_truncation()
@@ -251,14 +253,16 @@ class Student(nn.Module):
             self.model[0] = StaticEmbedding(tokenizer, embedding_weights=rows)
         else:
             own = self.first.tokenizer
-            self.first.processor = PreTrainedTokenizerFast(
+            self.first.processor = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
                 tokenizer_object=tokenizer,
                 model_max_length=own.model_max_length,
                 model_input_names=own.model_input_names,
                 **own.special_tokens_map,
             )
-            padding = self._embedding.padding_idx
-            self.backbone.set_input_embeddings(nn.Embedding.from_pretrained(rows, freeze=False, padding_idx=padding))
+            width, padding = rows.shape[1], self._embedding.padding_idx
+            embedding = nn.Embedding(len(rows), width, padding_idx=padding)
+            embedding.weight = nn.Parameter(rows)
+            self.backbone.set_input_embeddings(embedding)
             self.backbone.config.vocab_size = len(rows)
         self.__dict__.pop("tokenizer", None)  # it is made once, of the module that was there
 
@@ -266,8 +270,8 @@ class Student(nn.Module):
         """Puts a network with `hidden` units behind the mean of a table that answers already; vectors stay as they are.
 
         Rows become twice as wide, `[r, r·Q]` with a random rotation Q, so that what the network learns of a word need
-        not be what the mean needs of it. Of `2d + hidden` units `2d` carry the mean as it was, `x = relu(x) − relu(−x)`,
-        and the others begin with weights of zero behind them.
+        not be what the mean needs of it. Of `2d + hidden` units `2d` carry the mean as it was, by
+        `x = relu(x) − relu(−x)`, and the others begin with weights of zero behind them.
         """
         rows = self.rows.detach()
         dim = rows.shape[1]
@@ -326,6 +330,10 @@ class Student(nn.Module):
                 # The checkpoint has no pooler, and without this every load would draw a random one and warn of it.
                 transformer["model_args"] = {"add_pooling_layer": False}
             (folder / "sentence_bert_config.json").write_text(json.dumps(transformer, indent=2) + "\n")
+            config = json.loads((folder / "tokenizer_config.json").read_text())
+            if config.get("tokenizer_class") == "TokenizersBackend":  # what older releases and Transformers.js call it
+                config["tokenizer_class"] = "PreTrainedTokenizerFast"
+                (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n")
 
 
 def computing_in(dtype: torch.dtype, features: Features) -> torch.autocast:
