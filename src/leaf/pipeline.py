@@ -679,7 +679,7 @@ class Pipeline:
     def _add_phrases(
         self, student: Student, settings: StudentSettings, train: Train, shards: Sequence[dict[str, Any]], scratch: Path
     ) -> None:
-        """Gives a student phrases of the texts that it is trained on. They are looked for once, if at all."""
+        """Gives a table phrases of the texts that it is trained on. They are looked for once, if at all."""
         which = [settings.phrases, train.kinds, train.limit, train.seed]
         file = scratch / f"phrases-{digest([student.tokenizer.identity(), which])[:12]}.json"
         if not file.exists():
@@ -688,15 +688,9 @@ class Pipeline:
             rows = np.arange(len(examples)) if rows is None else rows
             rows = rows[:: max(1, math.ceil(examples.lengths[rows].sum(dtype=np.int64) / PHRASE_TOKENS))]
             ids, lengths = examples.gather(rows)
-            phrases = find_phrases(
-                ids,
-                lengths,
-                vocabulary_size=student.vocabulary_size,
-                count=settings.phrases,
-                apart=student.special_tokens,
-            )
+            phrases = find_phrases(ids, lengths, vocabulary_size=student.vocabulary_size, count=settings.phrases)
             with atomic_path(file) as temporary:
-                add_phrases(student.rust_tokenizer, phrases).save(str(temporary))
+                add_phrases(student.first.tokenizer, phrases).save(str(temporary))
         student.set_tokenizer(Tokenizer.from_file(str(file)))
 
     def _publish(self, stage: Stage, student: Student, metrics: Path) -> None:

@@ -1,7 +1,7 @@
 """The students of the parity matrix: a transformer that normalises its vectors, and two tables that do not.
 
-One of the tables knows phrases, as one with layers does, with a tokenizer that is put together here and not the
-backbone's; one has a network behind its mean.
+One of the tables knows phrases, with a tokenizer that is put together here and not the backbone's; one has a network
+behind its mean.
 
 They are untrained, and their teachers are made to measure: as far away as a trained student's.
 """
@@ -123,7 +123,6 @@ def make(folder: Path) -> list[Case]:
         _case(folder, "table", backbone, (), normalise=False),
         _case(folder, "phrases", backbone, (), normalise=False),
         _case(folder, "network", backbone, (), normalise=True),
-        _case(folder, "layered-phrases", backbone, (0,), normalise=True),
     ]
 
 
@@ -139,8 +138,8 @@ def _case(folder: Path, name: str, backbone: Path, layers: tuple[int, ...], *, n
         seed=0,
     )
     generator = torch.Generator().manual_seed(1)
-    if "phrases" in name:
-        student.set_tokenizer(add_phrases(student.rust_tokenizer, _phrases(student.rust_tokenizer)))
+    if name == "phrases":
+        student.set_tokenizer(add_phrases(student.first.tokenizer, _phrases(student.first.tokenizer)))
         rows = student.rows.data  # one of its own for each: means of their pieces' would say nothing
         rows += torch.randn(rows.shape, generator=generator) * rows.std()
     weight = torch.randn(DIM, WIDTH, generator=torch.Generator().manual_seed(0))

@@ -103,7 +103,7 @@ def test_rows_are_the_recipes_as_far_as_the_source_has_them(teacher_folder, file
     assert "rows of d are not known" in " ".join(record["warnings"])
 
 
-def test_phrases_are_rows_as_wide_as_the_others(teacher_folder, files, tmp_path):
+def test_phrases_are_rows_of_a_table_and_of_nothing_else(teacher_folder, files, tmp_path):
     students = [
         {"name": "student-plain", "layers": 0},
         {"name": "student-table", "layers": 0, "phrases": 100},
@@ -113,7 +113,7 @@ def test_phrases_are_rows_as_wide_as_the_others(teacher_folder, files, tmp_path)
     table = {"name": "x", "teacher": {"model": str(teacher_folder)}, "prepare": {"held_out": 10}}
     record = plan(Recipe.parse({**table, "texts": files, "students": students}), tmp_path / "run")
     plain, phrases, layer, more = (each["parameters"] for each in record["students"])
-    assert (phrases - plain, more - layer) == (100 * 24, 100 * 32)  # the teacher's width, and the backbone's
+    assert (phrases - plain, more - layer) == (100 * 24, 0)  # the teacher's width is 24
 
 
 def test_the_papers_texts_are_those_of_its_table_1_where_nobody_says_more(teacher_folder, tmp_path):

@@ -152,7 +152,8 @@ def plan_student(recipe: Recipe, student: Student, teacher: Model, texts: Texts,
     shape = backbone.architecture
     if shape is not None and student.layers is not None and student.start is None:
         shape = shape.with_layers(student.layers if isinstance(student.layers, int) else len(student.layers))
-        shape = replace(shape, vocabulary=shape.vocabulary + student.phrases)
+        if not shape.layers:
+            shape = replace(shape, vocabulary=shape.vocabulary + student.phrases)
     dim, is_table = teacher.dim, shape is not None and not shape.layers
     own = {**_prompts(recipe, teacher), **student.prompts} if student.start is None else backbone.prompts
     prompts = {"query": "", "document": "", **student_prompts(recipe.teacher, own)}

@@ -9,7 +9,6 @@ a network behind it can: `StaticEmbedding → Dense(ReLU) → Dense(identity) �
 network of Iyyer et al. (2015, https://aclanthology.org/P15-1162).
 """
 
-import copy
 import json
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
@@ -27,7 +26,6 @@ from sentence_transformers.sentence_transformer.modules import (
     Transformer,
 )
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerFast
 
 from leaf.encoder import Role
 from leaf.errors import LeafError
@@ -225,45 +223,13 @@ class Student(nn.Module):
         decoded = (tokenizer.decode([each], skip_special_tokens=False) for each in range(self.vocabulary_size))
         return [text.removeprefix("##").strip() for text in decoded]
 
-    @property
-    def rust_tokenizer(self) -> Any:
-        """The tokenizer below, which pads nothing, and cuts for a table alone; not to be changed."""
-        if self.is_table:
-            return self.first.tokenizer
-        if not getattr(self.first.tokenizer, "is_fast", False):
-            raise LeafError("student.phrases needs a fast tokenizer; leave it out, or choose another backbone")
-        tokenizer = copy.deepcopy(self.first.tokenizer.backend_tokenizer)  # Transformers may have it pad and cut
-        tokenizer.no_padding()
-        tokenizer.no_truncation()
-        return tokenizer
-
-    @property
-    def special_tokens(self) -> list[int]:
-        """Ids that are put around a text and are no part of it."""
-        return [] if self.is_table else list(self.first.tokenizer.all_special_ids)
-
     def set_tokenizer(self, tokenizer: Any) -> None:
-        """Takes a Rust tokenizer that knows more tokens: each begins as the mean of those it was until now."""
-        known, rows = self.rust_tokenizer, self.rows.detach()
+        """Takes a tokenizer of a table that knows more tokens: each begins as the mean of those it was until now."""
+        known, rows = self.first.tokenizer, self.first.embedding.weight.detach()
         texts = [tokenizer.decode([each]) for each in range(len(rows), tokenizer.get_vocab_size())]
         pieces = [each.ids for each in known.encode_batch(texts, add_special_tokens=False)]
         new = torch.stack([rows[each].mean(dim=0) for each in pieces]) if pieces else rows[:0]
-        rows = torch.cat([rows, new])
-        if self.is_table:
-            self.model[0] = StaticEmbedding(tokenizer, embedding_weights=rows)
-        else:
-            own = self.first.tokenizer
-            self.first.processor = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
-                tokenizer_object=tokenizer,
-                model_max_length=own.model_max_length,
-                model_input_names=own.model_input_names,
-                **own.special_tokens_map,
-            )
-            width, padding = rows.shape[1], self._embedding.padding_idx
-            embedding = nn.Embedding(len(rows), width, padding_idx=padding)
-            embedding.weight = nn.Parameter(rows)
-            self.backbone.set_input_embeddings(embedding)
-            self.backbone.config.vocab_size = len(rows)
+        self.model[0] = StaticEmbedding(tokenizer, embedding_weights=torch.cat([rows, new]))
         self.__dict__.pop("tokenizer", None)  # it is made once, of the module that was there
 
     def add_network(self, hidden: int, seed: int) -> None:
@@ -330,10 +296,6 @@ class Student(nn.Module):
                 # The checkpoint has no pooler, and without this every load would draw a random one and warn of it.
                 transformer["model_args"] = {"add_pooling_layer": False}
             (folder / "sentence_bert_config.json").write_text(json.dumps(transformer, indent=2) + "\n")
-            config = json.loads((folder / "tokenizer_config.json").read_text())
-            if config.get("tokenizer_class") == "TokenizersBackend":  # what older releases and Transformers.js call it
-                config["tokenizer_class"] = "PreTrainedTokenizerFast"
-                (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n")
 
 
 def computing_in(dtype: torch.dtype, features: Features) -> torch.autocast:

@@ -1,4 +1,4 @@
-"""Phrases: runs of word pieces that belong together become tokens, with rows of their own.
+"""Phrases for the lookup table: runs of word pieces that belong together become tokens, with rows of their own.
 
     phrases = find_phrases(ids, lengths, vocabulary_size=30_522, count=30_000)
     tokenizer = add_phrases(tokenizer, phrases)
@@ -12,7 +12,6 @@ across words too, and many at a time; what counts is not how often two tokens me
 """
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,24 +45,15 @@ class Phrases:
 
 
 def find_phrases(
-    ids: NDArray[Any],
-    lengths: NDArray[Any],
-    *,
-    vocabulary_size: int,
-    count: int,
-    least: int = LEAST,
-    apart: Sequence[int] = (),
+    ids: NDArray[Any], lengths: NDArray[Any], *, vocabulary_size: int, count: int, least: int = LEAST
 ) -> Phrases:
     """At most `count` phrases of texts whose token ids lie end to end in `ids`, `lengths[i]` of them in text i.
-
-    The tokens `apart`, a tokenizer's special ones, are in no phrase and are not counted.
 
     A round takes the pairs of neighbours with the greatest `n · log(n·N / (n₁·n₂))`: how often they meet, times their
     pointwise mutual information (Church and Hanks, 1990), where n₁ and n₂ are the meetings of each and N is all tokens.
     Where two pairs overlap in a text, the one with more information is read. Equal texts give equal phrases.
     """
     tokens = _with_ends(ids, lengths)
-    tokens[np.isin(tokens, apart)] = -1
     runs: list[tuple[int, ...]] = [(each,) for each in range(vocabulary_size)]
     with progress("looking for phrases", len(ROUNDS)) as bar:
         for share in ROUNDS:
@@ -121,8 +111,6 @@ def add_phrases(tokenizer: Tokenizer, phrases: Phrases) -> Tokenizer:
             normalizers.Replace(Regex(r"\s+"), SPACE),
         ]
     )
-    if tokenizer.post_processor is not None:
-        larger.post_processor = tokenizer.post_processor
     larger.decoder = decoders.Sequence([decoders.Replace(SPACE, " "), decoders.Strip(" ", 1, 0)])
     larger.add_special_tokens(special)
     if tokenizer.truncation is not None:
