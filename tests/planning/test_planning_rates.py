@@ -127,3 +127,16 @@ def test_a_table_costs_no_flops_and_its_gpu_step_is_nearly_all_launch():
     # Its rows: 512 × 40 × 768 floats, 12 bytes each, at 4.8 TB/s.
     assert parts["rows"] == pytest.approx(512 * 40 * 768 * 12 / 4.8e12)
     assert parts["launched"] > 0.8 * sum(parts.values())
+
+
+def test_a_tables_network_is_multiplied_and_its_rows_are_twice_as_wide(monkeypatch):
+    monkeypatch.setattr("leaf.planning.rates.cores", lambda: 2)
+    rows, shape = 30522 * 384, MINI.with_layers(0)
+    network = 768 * 2816 + 2816 + 2816 * 384 + 384  # hidden = 2048: 2·384 + 2048 units, with biases
+    plain, with_network = (Step(shape, 384, size, 512, 40, 1600) for size in (rows, 2 * rows + network))
+    assert (plain.network, with_network.network) == (0, network)
+    # Two FLOPs a parameter forward, and twice as many backward.
+    assert (plain.flops, with_network.flops) == (0, 6 * 512 * network)
+    for hardware in ("cpu", "h200"):
+        assert step_parts(hardware, with_network)["rows"] == 2 * step_parts(hardware, plain)["rows"]
+    assert "products" in step_parts("cpu", with_network)

@@ -99,9 +99,15 @@ class Step:
     """Mean squared tokens of a text."""
 
     @property
+    def network(self) -> int:
+        """Parameters of the network behind a table's mean, whose rows are then twice as wide as a vector."""
+        return 0 if self.architecture.layers else max(0, self.parameters - 2 * self.architecture.vocabulary * self.dim)
+
+    @property
     def flops(self) -> float:
-        """FLOPs of a training step: a forward pass, and twice as much backward; a table's are not worth counting."""
-        return 3 * self.batch_size * forward_flops(self.architecture, self.dim, self.tokens, self.squares)
+        """FLOPs of a training step: a forward pass, and twice as much backward; a table's rows count for nothing."""
+        forward = forward_flops(self.architecture, self.dim, self.tokens, self.squares) + 2 * self.network
+        return 3 * self.batch_size * forward
 
 
 def hardware_keys(name: str) -> list[str]:
@@ -141,13 +147,14 @@ def step_parts(hardware: str, step: Step, gpus: int = 1) -> dict[str, float]:
         if not is_table:
             return {"products": step.flops / cpu_rate("train", step.architecture.layers)}
         known = next(each for each in MEASURED if each.what == "table")
-        size = step.tokens * step.dim / (known.mean_tokens * known.dim)
-        return {"rows": step.batch_size * size / (known.texts_per_second * cores() / known.cpus)}
+        size = step.tokens * step.dim / (known.mean_tokens * known.dim) * (2 if step.network else 1)
+        parts = {"rows": step.batch_size * size / (known.texts_per_second * cores() / known.cpus)}
+        return {**parts, "products": step.flops / cpu_rate("train", 1)} if step.network else parts
     gpu = GPUS[hardware]
     bandwidth = gpu.gigabytes_per_second * 1e9
     parts = {"launched": _launch_seconds(), "adamw": ADAMW_BYTES * step.parameters / bandwidth}
-    if is_table:
-        moved = TABLE_BYTES * step.batch_size * step.tokens * step.dim
+    if is_table:  # a network's products are few beside what is moved
+        moved = TABLE_BYTES * step.batch_size * step.tokens * step.dim * (2 if step.network else 1)
         return {**parts, "rows": moved / bandwidth / gpus}
     rate = _reach(gpu) * utilisation(step.architecture.width) * _training_share()
     return {**parts, "products": step.flops / rate / gpus}
