@@ -6,6 +6,8 @@ from typing import Any
 from leaf.encoder import Role
 from leaf.figures import COLOURS, GREY, INK, STYLE, to_svg
 
+#: Characters of the longest name with which three columns of a legend fit.
+THREE_FIT = 22
 HEADINGS: dict[Role, str] = {"query": "queries", "document": "documents"}
 MISSING = "Not yet measured: `leaf speed table8 --out results/speed`."
 PICTURE = "speed-query.svg"
@@ -108,7 +110,8 @@ def figure(record: Mapping[str, Any]) -> str:
             axes.set_title(heading, loc="left", fontsize=10, fontweight="bold")
         panels[0].set_ylabel("ms a batch")
         handles, labels = panels[0].get_legend_handles_labels()
-        canvas.legend(handles, labels, loc="outside upper left", ncols=3)
+        columns = 3 if max(map(len, labels)) <= THREE_FIT else 2
+        canvas.legend(handles, labels, loc="outside upper left", ncols=columns)
         return to_svg(canvas, "speed-query", alt(record))
 
 
