@@ -283,8 +283,8 @@ class Train(Section):
     final_lr: Annotated[float, Field(ge=0)] = 1e-5
     """Learning rate at the end of a cycle."""
     row_lr: Annotated[float, Field(gt=0)] | None = None
-    """Learning rate of Adagrad for the rows of words: those of a lookup table, a Transformer's word embeddings. It
-    needs no schedule, spares rare words, and on a CPU its steps cost less, the more rows there are. None: AdamW for all."""
+    """Learning rate of Adagrad for rows of words: a lookup table's, or a Transformer's word embeddings. It needs no
+    schedule, spares rare words, and on a CPU its steps cost less, the more rows there are. None: AdamW for all."""
     schedule: Literal["linear", "linear-step", "cosine", "constant"] = "linear"
     """`linear` falls once an epoch (App. A.2), `linear-step` and `cosine` every step."""
     warmup_steps: Annotated[int, Field(ge=0)] = 0
