@@ -103,6 +103,9 @@ def cluster():
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import this file
     # Sockets lie in the folder, and their paths may have 107 bytes, which pytest's own folders leave too few of.
     with tempfile.TemporaryDirectory(prefix="ray", dir="/tmp", ignore_cleanup_errors=True) as folder:
+        # The cluster's address goes to a folder that only `ray.init` makes: /tmp/ray, where nobody has used Ray before.
+        patch.setenv("RAY_TMPDIR", folder)
+        Path(folder, "ray").mkdir()
         started = Cluster(initialize_head=True, head_node_args={**NODE, **HEAD, "temp_dir": folder})
         yield started
         started.shutdown()
