@@ -89,8 +89,8 @@ def test_several_numbers_of_layers_are_a_ladder_over_the_same_vectors(files, run
         json.loads(Path(f"runs/two/{name}/manifest.json").read_text()) for name in ("student-table", "student-1l")
     ]
     assert [each["layers"] for each in manifests] == [0, 1]
-    assert manifests[0]["inputs"]["train"]["batch_size"] == TABLE["batch_size"]
-    assert manifests[1]["inputs"]["train"]["batch_size"] == 16
+    assert manifests[0]["inputs"]["train"]["lr"] == TABLE["lr"] != manifests[1]["inputs"]["train"]["lr"]
+    assert [each["inputs"]["train"]["batch_size"] for each in manifests] == [16, 16]  # what is set is for both
 
 
 def test_a_stage_and_a_plan_take_the_same_options(files, run, teacher_folder):
@@ -161,6 +161,15 @@ def test_settings_come_after_what_is_given():
     assert Recipe.load("leaf-fast", ["student.bias=false"], given=Given("t", ["q.txt"], layers=[1])).students == (
         Student(layers=1, bias=False),
     )
+
+
+def test_a_setting_of_training_is_for_every_student_whatever_its_own_says(tmp_path):
+    table = Recipe.load("leaf-fast", ["train.epochs_per_cycle=40"], given=Given("t", ["q.txt"], layers=[0]))
+    trained = table.train_of(table.students[0])
+    assert (trained.epochs_per_cycle, trained.batch_size) == (40, TABLE["batch_size"])
+    ladder = Recipe.load("ladder", ["train.epochs_per_cycle=2"])
+    assert {ladder.train_of(each).epochs_per_cycle for each in ladder.students} == {2}
+    assert ladder.train_of(ladder.students[-1]).row_lr == 0.03  # what nobody set stays
 
 
 def test_a_recipe_of_ones_own_begins_from_the_default_one(tmp_path):

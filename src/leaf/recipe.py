@@ -685,7 +685,10 @@ def _check_setting(key: str, value: Any) -> None:
 
 
 def _set(data: dict[str, Any], override: str) -> None:
-    """Applies one `table.field=value`; the value is read as TOML, or as a plain string where it is not."""
+    """Applies one `table.field=value`; the value is read as TOML, or as a plain string where it is not.
+
+    One of `train` is for every student, whatever a student's own `train` says.
+    """
     path, separator, text = override.partition("=")
     if not separator:
         raise LeafError(f"'{override}' is not a setting: write table.field=value, for example train.lr=3e-4")
@@ -694,6 +697,11 @@ def _set(data: dict[str, Any], override: str) -> None:
     except tomllib.TOMLDecodeError:
         value = text
     *tables, field = path.strip().split(".")
+    if tables == ["train"]:
+        several = data.get("students")
+        for student in [data.get("student"), *(several if isinstance(several, list) else ())]:
+            if isinstance(student, dict) and isinstance(student.get("train"), dict):
+                student["train"] = {key: each for key, each in student["train"].items() if key != field}
     for table in tables:
         data = data.setdefault(table, {})
         if not isinstance(data, dict):

@@ -49,7 +49,9 @@ Eager = Annotated[bool, typer.Option("--eager", help="On a GPU: neither compilat
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs instead of a table.")]
 Set = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="TABLE.FIELD=VALUE", help="Change one setting; repeatable."),
+    typer.Option(
+        "--set", metavar="TABLE.FIELD=VALUE", help="Change one setting, of train for every student; repeatable."
+    ),
 ]
 
 
