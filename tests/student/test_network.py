@@ -142,10 +142,11 @@ def test_it_says_what_words_mean_together_which_a_mean_cannot(bert):
             optimizer.step()
         return loss.item()
 
-    # By hand: a mean gives a·c + b·d = a·d + b·c, so the best it can say is the same vector for all four, at 45° to
-    # each target: √(2 − 2/√2) = 0.765.
+    # By hand: (a + c) + (b + d) = (a + d) + (b + c). Two vectors less than 45° from one axis have a sum that is, too,
+    # and it would be that of two less than 45° from the other. So one of the four is 45° off or more, at a distance of
+    # 2·sin(22.5°) = 0.765, and the mean of the four is 0.19 at least.
     student = table(bert)
-    assert fitted(student) > 0.7
+    assert fitted(student) > 0.19
     student = table(bert)
     student.add_network(10, seed=0)
     assert fitted(student) < 0.1
