@@ -565,7 +565,8 @@ class Pipeline:
             f"{settings.name}: {student.num_layers} layers, {student.num_parameters / 1e6:.1f}M parameters, "
             f"{len(lengths):,} texts, {epochs} epochs"
         )
-        if (short := too_short(len(lengths) // train_settings.batch_size * epochs, train_settings)) is not None:
+        steps, only_rows = len(lengths) // train_settings.batch_size * epochs, student.is_table and not student.network
+        if (short := too_short(steps, train_settings, only_rows=only_rows)) is not None:
             say(f"{settings.name}: {short}")
         outcome = train(
             student,

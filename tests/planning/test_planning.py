@@ -21,6 +21,7 @@ from leaf.planning.sampling import count_lines, sample_installed
 from leaf.recipe import Recipe, Student, shipped_recipes
 from leaf.run import Run
 from leaf.student.model import build_student
+from leaf.student.ridge import random_head
 from leaf.texts.prepare import prepare
 from leaf.texts.tables import records
 from tiny import WORDS
@@ -339,13 +340,21 @@ def test_sources_that_the_texts_stage_would_refuse_are_said(teacher_folder, file
     assert "student: 25 training texts do not fill one batch of 64" in said
 
 
-def test_a_lookup_table_can_be_gone_on_from(teacher_folder, bert, files, tmp_path):
+@pytest.mark.parametrize("hidden", [0, 16])
+def test_a_lookup_table_can_be_gone_on_from(teacher_folder, bert, files, tmp_path, hidden):
     settings = Student(layers=(), max_length=None)
     built = build_student(settings, str(bert), {}, 24, normalise=True, max_length=None, similarity="cosine", seed=0)
+    built.set_head(random_head(24, built.rows.shape[1]))
+    if hidden:
+        built.add_network(hidden, seed=0)
     built.save(tmp_path / "student")
     record = plan(recipe_of(teacher_folder, files, student={"start": str(tmp_path / "student")}), tmp_path / "run")
-    # Saved, it is folded into the teacher's width: 5 marks, 32 syllables twice and 32² words, of 24 dimensions.
-    assert (record["students"][0]["layers"], record["students"][0]["parameters"]) == (0, (5 + 64 + 1024) * 24)
+    # Folded into the teacher's width: 5 marks, 32 syllables twice and 32² words, of 24 dimensions, or twice that.
+    # 2·24 + 16 units, each with a weight for each of 48 numbers, a bias, and 24 weights behind it; and 24 biases.
+    rows, network = 5 + 64 + 1024, (48 + 1 + 24) * 64 + 24
+    planned = record["students"][0]
+    assert (planned["layers"], planned["network"]) == (0, network if hidden else 0)
+    assert planned["parameters"] == (rows * 48 + network if hidden else rows * 24) == built.num_parameters
     assert record["warnings"] == []
 
 

@@ -7,12 +7,16 @@ import pytest
 
 import leaf
 from leaf.planning import rates
+from leaf.planning.architecture import Architecture
 from leaf.planning.models import MODELS
 from leaf.planning.rates import (
+    ADAMW_SECONDS,
     CPU,
     GPUS,
     MEASURED,
     PASS,
+    TABLE,
+    TABLE_BATCH,
     TRAINING,
     Step,
     forward_flops,
@@ -55,6 +59,18 @@ def test_the_measured_rates_are_those_of_the_records():
         assert measured.dim == record.get("settings", {}).get("dim", 384)
 
 
+@pytest.mark.skipif(not (RESULTS / "rows").is_dir(), reason="an installed package has no results/")
+def test_what_adamw_takes_is_told_by_a_table_that_was_trained_both_ways():
+    sweep = json.loads((RESULTS / "rows/sweep.json").read_text(encoding="utf-8"))
+    runs = {each["case"]: each for each in sweep["points"] if each["num_texts"] == 565_000}
+    adamw, adagrad = runs["adamw"], runs["adagrad-0.005"]
+    each_step = (adamw["seconds"] - adagrad["seconds"]) / adamw["steps"]
+    assert pytest.approx(each_step / adamw["parameters"], rel=1e-6) == ADAMW_SECONDS
+    record = json.loads((RESULTS / "ladder/from-teacher.json").read_text(encoding="utf-8"))
+    table = next(each for each in record["students"] if each["layers"] == 0)
+    assert (table["parameters"], table["epochs"] * table["num_texts"] // table["steps"]) == (TABLE.rows, TABLE_BATCH)
+
+
 def test_the_prototype_is_given_back_at_both_batch_sizes_and_both_widths():
     for batch_size, rate in TRAINING.items():
         assert texts_per_second("h200", paper_step(batch_size)) == pytest.approx(rate, rel=1e-6)
@@ -67,7 +83,7 @@ def test_between_the_batch_sizes_a_step_is_a_constant_and_a_time_for_each_text()
     # 32 ÷ 9,850 = 3.2487 ms and 256 ÷ 14,130 = 18.1175 ms: 66.378 µs a text, and 3.2487 − 32 × 0.066378 = 1.1246 ms.
     assert sum(step_parts("h200", paper_step(64)).values()) == pytest.approx(1.1246e-3 + 64 * 66.378e-6, rel=1e-4)
     # Of the constant, AdamW is 28 bytes × 22.86M ÷ 4.8 TB/s = 0.1334 ms.
-    assert step_parts("h200", paper_step(32))["adamw"] == pytest.approx(0.13336e-3, rel=1e-3)
+    assert step_parts("h200", paper_step(32))["optimizer"] == pytest.approx(0.13336e-3, rel=1e-3)
     assert step_parts("h200", paper_step(32))["launched"] == pytest.approx(0.9913e-3, rel=1e-3)
 
 
@@ -112,8 +128,10 @@ def test_this_cpu_reads_its_records_back(monkeypatch):
     assert texts_per_second(CPU, paper_step(32)) == pytest.approx(
         18.21, rel=0.01
     )  # 192.2 for the record's 192.6 tokens
-    table = Step(MINI.with_layers(0), 384, 30522 * 384, 512, 38.93, 38.93**2)
+    table = Step(Architecture.table(30522, 384), 384, 30522 * 384, 512, 38.93, 38.93**2)
     assert texts_per_second(CPU, table) == pytest.approx(15767, rel=1e-6)
+    phrases = Step(Architecture.table(146_385, 384), 384, 146_385 * 384, 512, 18.95, 18.95**2)
+    assert texts_per_second(CPU, phrases) == pytest.approx(6291, rel=0.25)  # results/ladder/report.json
     monkeypatch.setattr(rates, "cores", lambda: 8)
     assert texts_per_second(CPU, paper_step(32)) == pytest.approx(4 * 18.21, rel=0.01)
     monkeypatch.setattr(rates, "has_bfloat16", lambda: False)
@@ -121,7 +139,7 @@ def test_this_cpu_reads_its_records_back(monkeypatch):
 
 
 def test_a_table_costs_no_flops_and_its_gpu_step_is_nearly_all_launch():
-    table = Step(MINI.with_layers(0), 768, 30522 * 768, 512, 40, 1600)
+    table = Step(Architecture.table(30522, 768), 768, 30522 * 768, 512, 40, 1600)
     assert table.flops == 0 == forward_flops(table.architecture, 768, 40, 1600)
     parts = step_parts("h200", table)
     # Its rows: 512 × 40 × 768 floats, 12 bytes each, at 4.8 TB/s.
@@ -131,12 +149,26 @@ def test_a_table_costs_no_flops_and_its_gpu_step_is_nearly_all_launch():
 
 def test_a_tables_network_is_multiplied_and_its_rows_are_twice_as_wide(monkeypatch):
     monkeypatch.setattr("leaf.planning.rates.cores", lambda: 2)
-    rows, shape = 30522 * 384, MINI.with_layers(0)
-    network = 768 * 2816 + 2816 + 2816 * 384 + 384  # hidden = 2048: 2·384 + 2048 units, with biases
-    plain, with_network = (Step(shape, 384, size, 512, 40, 1600) for size in (rows, 2 * rows + network))
-    assert (plain.network, with_network.network) == (0, network)
+    shapes = Architecture.table(30522, 384), Architecture.table(30522, 384, hidden=2048)
+    network = 768 * 2816 + 2816 + 2816 * 384 + 384  # 2·384 + 2048 units, with biases
+    assert [each.network for each in shapes] == [0, network]
+    plain, with_network = (Step(each, 384, each.rows + each.network, 512, 40, 1600) for each in shapes)
     # Two FLOPs a parameter forward, and twice as many backward.
     assert (plain.flops, with_network.flops) == (0, 6 * 512 * network)
     for hardware in ("cpu", "h200"):
         assert step_parts(hardware, with_network)["rows"] == 2 * step_parts(hardware, plain)["rows"]
     assert "products" in step_parts("cpu", with_network)
+
+
+def test_adamw_moves_all_rows_of_a_table_and_adagrad_those_of_a_batch(monkeypatch):
+    monkeypatch.setattr(rates, "cores", lambda: 2)
+    shape = Architecture.table(60_000, 384, hidden=512)
+    by_adamw, apart = (
+        Step(shape, 384, shape.rows + shape.network, 512, 40, 1600, rows_apart=each) for each in (False, True)
+    )
+    # (150.9 s − 87.5 s) ÷ 3,309 steps ÷ 23.0M parameters = 0.832 ns each.
+    assert step_parts(CPU, by_adamw)["optimizer"] == pytest.approx(0.8317e-9 * (60_000 * 768 + shape.network), rel=1e-3)
+    assert step_parts(CPU, apart)["optimizer"] == pytest.approx(0.8317e-9 * shape.network, rel=1e-3)
+    # With graphs all rows are read and written: of weights, gradients and one moment instead of two.
+    saved = step_parts("h200", by_adamw)["optimizer"] - step_parts("h200", apart)["optimizer"]
+    assert saved == pytest.approx(8 * 60_000 * 768 / 4.8e12)

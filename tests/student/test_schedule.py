@@ -40,4 +40,11 @@ def test_constant_never_moves_and_warm_up_scales_only_the_first_steps():
     ("num_steps", "warmup", "is_short"), [(0, 5, False), (10, 5, True), (11, 5, False), (9, 0, False)]
 )
 def test_a_training_is_too_short_where_half_of_it_is_warm_up(num_steps, warmup, is_short):
-    assert (too_short(num_steps, Train(warmup_steps=warmup)) is not None) == is_short
+    assert (too_short(num_steps, Train(warmup_steps=warmup), only_rows=False) is not None) == is_short
+
+
+def test_adagrad_knows_no_warm_up():
+    by_adagrad, by_adamw = Train(warmup_steps=5, row_lr=0.03), Train(warmup_steps=5)
+    assert too_short(10, by_adagrad, only_rows=True) is None
+    assert too_short(10, by_adagrad, only_rows=False) is not None  # AdamW has the layers, or a table's network
+    assert too_short(10, by_adamw, only_rows=True) is not None

@@ -32,6 +32,8 @@ class Architecture:
     """Width of all heads together; 0 is `width`."""
     key_width: int = 0
     """Width of the heads of keys and of values; less than `query_width` where heads share them; 0 is `query_width`."""
+    network: int = 0
+    """Parameters of the network behind a lookup table's mean; 0 where the mean is the vector."""
 
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> Self | None:
@@ -84,6 +86,11 @@ class Architecture:
         """The count that model cards give: BERT and its kin with their pooler, which is loaded and not read."""
         return self.parameters + (self.width**2 + self.width if self.biased else 0)
 
+    @property
+    def rows(self) -> int:
+        """Parameters that are rows of words: of a table without a network, all."""
+        return self.vocabulary * self.width
+
     def flops(self, tokens: float, squares: float) -> float:
         """FLOPs of a forward pass over texts of so many tokens in all; `squares` is the sum of their squared lengths.
 
@@ -94,3 +101,11 @@ class Architecture:
     def with_layers(self, layers: int) -> "Architecture":
         """The same with another number of layers."""
         return replace(self, layers=layers)
+
+    @classmethod
+    def table(cls, rows: int, dim: int, hidden: int = 0) -> Self:
+        """A lookup table of so many rows, with a network of `hidden` units behind its mean (`Student.add_network`)."""
+        if not hidden:
+            return cls(0, dim, 0, rows)
+        units = 2 * dim + hidden
+        return cls(0, 2 * dim, 0, rows, network=2 * dim * units + units + units * dim + dim)

@@ -1,7 +1,7 @@
 """What is known of a model without loading it: from its folder, the hub's local cache, or the table of known models."""
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -88,9 +88,14 @@ def _of_folder(name: str, folder: Path, origin: str) -> Model:
     except (KeyError, TypeError):  # a config of a known kind that lacks a size
         architecture = None
     dim = architecture.width if architecture else None
+    network = 0
     for module in modules:
         if str(module["type"]).endswith("Dense"):
-            dim = (_json(folder / module["path"] / "config.json") or {}).get("out_features", dim)
+            dense = _json(folder / module["path"] / "config.json") or {}
+            dim = dense.get("out_features", dim)
+            network += (dense.get("in_features", 0) + bool(dense.get("bias", True))) * dense.get("out_features", 0)
+    if architecture is not None and is_table:
+        architecture = replace(architecture, network=network)
     told = _json(folder / "config_sentence_transformers.json") or {}
     own = told.get("prompts") or {}
     prompts: dict[Role, str] = {
@@ -119,7 +124,7 @@ def _table(path: Path) -> Architecture | None:
             rows, width = weights.get_slice("embedding.weight").get_shape()
     except (OSError, SafetensorError, ValueError):
         return None
-    return Architecture(0, width, 0, rows)
+    return Architecture.table(rows, width)
 
 
 def _max_length(folder: Path, config: dict[str, Any]) -> int | None:

@@ -210,7 +210,7 @@ def _arithmetic(hardware: Record, record: Record) -> Iterator[str]:
         yield f"{name}: {told} for the teacher pass."
     first = record["students"][0]
     if parts := hardware["step_seconds"][first["name"]]:
-        words = {"launched": "launched", "adamw": "AdamW", "products": "products", "rows": "rows of the table"}
+        words = {"launched": "launched", "optimizer": "optimizer", "products": "products", "rows": "rows of the table"}
         told = " + ".join(f"{1e3 * second:,.2f} ms {words[part]}" for part, second in parts.items())
         rate = first["batch_size"] / sum(parts.values())
         yield f"{name}: a step of {first['batch_size']} texts = {told}: {rate:,.0f} texts/s × {first['steps']:,} steps."

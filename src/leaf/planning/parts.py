@@ -78,6 +78,8 @@ class Trained:
     batch_size: int
     accumulation: int
     keeps_checkpoints: bool
+    rows_apart: bool
+    """Whether rows of words are learned by Adagrad instead of AdamW."""
     is_done: bool
 
     @property
@@ -101,7 +103,7 @@ class Trained:
         if self.architecture is None or self.parameters is None or self.dim is None or not self.texts:
             return None
         means = self.tokens / self.texts, self.squares / self.texts
-        return Step(self.architecture, self.dim, self.parameters, self.batch_size, *means)
+        return Step(self.architecture, self.dim, self.parameters, self.batch_size, *means, self.rows_apart)
 
     def record(self) -> dict[str, Any]:
         """The student as JSON."""
@@ -113,6 +115,7 @@ class Trained:
             "layers": self.architecture.layers if self.architecture else None,
             "width": self.architecture.width if self.architecture else None,
             "parameters": self.parameters,
+            "network": self.architecture.network if self.architecture else None,
             "max_length": self.reader.max_length,
             "texts": self.texts,
             "epochs": self.epochs,
@@ -152,8 +155,8 @@ def plan_student(recipe: Recipe, student: Student, teacher: Model, texts: Texts,
     shape = backbone.architecture
     if shape is not None and student.layers is not None and student.start is None:
         shape = shape.with_layers(student.layers if isinstance(student.layers, int) else len(student.layers))
-        if not shape.layers:
-            shape = replace(shape, vocabulary=shape.vocabulary + student.phrases)
+        if not shape.layers:  # a table is folded into the teacher's width
+            shape = Architecture.table(shape.vocabulary + student.phrases, teacher.dim or shape.width, student.hidden)
     dim, is_table = teacher.dim, shape is not None and not shape.layers
     own = {**_prompts(recipe, teacher), **student.prompts} if student.start is None else backbone.prompts
     prompts = {"query": "", "document": "", **student_prompts(recipe.teacher, own)}
@@ -177,6 +180,7 @@ def plan_student(recipe: Recipe, student: Student, teacher: Model, texts: Texts,
         train.batch_size,
         train.accumulation,
         train.keep_checkpoints,
+        train.row_lr is not None,
         folder is not None and read_manifest(folder / student.name) is not None,
     )
 
@@ -231,9 +235,7 @@ def _bill(teacher: Teacher, texts: float, tokens: float) -> dict[str, Any]:
 
 
 def _parameters(shape: Architecture, dim: int, student: Student) -> int:
-    """A table is folded into the teacher's width, and a network wants rows of twice that; any other has a head."""
+    """Of all that is trained: of a table its rows and its network, of any other the encoder and its head."""
     if not shape.layers:
-        units = 2 * dim + student.hidden
-        network = 2 * dim * units + units + units * dim + dim if student.wants_network else 0
-        return shape.vocabulary * dim * (2 if network else 1) + network
+        return shape.rows + shape.network
     return shape.parameters + shape.width * dim + (dim if student.bias else 0)

@@ -65,6 +65,11 @@ MEASURED = (
     Measured("results/ladder/from-teacher.json", "table", 0, 384, 384, 38.93, 15767),
     Measured("results/speed/embed-cpu.json", "embed", 12, 384, 384, 191.95, 22.57),
 )
+#: The table of the record above, and its batch.
+TABLE, TABLE_BATCH = Architecture.table(30522, 384), 512
+#: Seconds that AdamW takes on that CPU for each parameter that it moves, from three passes of the same table
+#: (results/rows/sweep.json: 150.9 s with AdamW, 87.5 s with Adagrad; 3,309 steps, 23.0M parameters).
+ADAMW_SECONDS = (150.9 - 87.5) / 3309 / 23_037_312
 #: Float32 takes so many times as long as bfloat16 on a CPU that multiplies both (LOG.md: 8.9k and 5.4k tokens/s).
 FLOAT32_FACTOR = 1.65
 
@@ -75,7 +80,8 @@ TRAINING = {32: 9_850, 256: 14_130}
 PASS = {384: 26_500, 768: 11_700}
 _STUDENT = Architecture(6, 384, 1536, 30522, 512, 2)
 #: AdamW with float32 weights reads weight, gradient and two moments and writes weight and moments: bytes a parameter.
-ADAMW_BYTES = 28
+#: Adagrad has one moment. On a GPU it reads all rows, as graphs want; on a CPU those of the batch.
+ADAMW_BYTES, ADAGRAD_BYTES = 28, 20
 #: A table student reads, writes and accumulates a row of floats for every token.
 TABLE_BYTES = 12
 
@@ -97,16 +103,18 @@ class Step:
     """Mean tokens of a text."""
     squares: float
     """Mean squared tokens of a text."""
+    rows_apart: bool = False
+    """Whether Adagrad learns the rows of words, and AdamW the rest."""
 
     @property
-    def network(self) -> int:
-        """Parameters of the network behind a table's mean, whose rows are then twice as wide as a vector."""
-        return 0 if self.architecture.layers else max(0, self.parameters - 2 * self.architecture.vocabulary * self.dim)
+    def adamw(self) -> int:
+        """Parameters that AdamW moves, at every step all of them."""
+        return self.parameters - (self.architecture.rows if self.rows_apart else 0)
 
     @property
     def flops(self) -> float:
         """FLOPs of a training step: a forward pass, and twice as much backward; a table's rows count for nothing."""
-        forward = forward_flops(self.architecture, self.dim, self.tokens, self.squares) + 2 * self.network
+        forward = forward_flops(self.architecture, self.dim, self.tokens, self.squares) + 2 * self.architecture.network
         return 3 * self.batch_size * forward
 
 
@@ -138,25 +146,29 @@ def pass_rate(hardware: str, architecture: Architecture, gpus: int = 1) -> float
 def step_parts(hardware: str, step: Step, gpus: int = 1) -> dict[str, float]:
     """Seconds of a training step, by what they go into.
 
-    On a GPU: a constant for what is launched however small the batch is, AdamW at the speed of the memory, and the
-    matrix products (of a table, its rows at the speed of the memory), of which each of `gpus` does its share. The
-    exchange of gradients between them is not counted. On a CPU all of it is in the measured rate.
+    On a GPU: a constant for what is launched however small the batch is, the optimizer at the speed of the memory, and
+    the matrix products (of a table, its rows at the speed of the memory), of which each of `gpus` does its share. The
+    exchange of gradients between them is not counted. On a CPU all of it is in the measured rate, but for AdamW over
+    the rows of a table, which may be most of a step.
     """
-    is_table = not step.architecture.layers
+    shape = step.architecture
     if hardware == CPU:
-        if not is_table:
-            return {"products": step.flops / cpu_rate("train", step.architecture.layers)}
+        if shape.layers:
+            return {"products": step.flops / cpu_rate("train", shape.layers)}
         known = next(each for each in MEASURED if each.what == "table")
-        size = step.tokens * step.dim / (known.mean_tokens * known.dim) * (2 if step.network else 1)
-        parts = {"rows": step.batch_size * size / (known.texts_per_second * cores() / known.cpus)}
-        return {**parts, "products": step.flops / cpu_rate("train", 1)} if step.network else parts
+        per_text = 1 / known.texts_per_second - ADAMW_SECONDS * TABLE.rows / TABLE_BATCH
+        # Texts of 22 tokens take as long as those of 39 (results/ladder/first.json).
+        size = max(1.0, step.tokens / known.mean_tokens) * shape.width / known.width
+        faster = cores() / known.cpus
+        parts = {"rows": step.batch_size * per_text * size / faster, "optimizer": ADAMW_SECONDS * step.adamw / faster}
+        return {**parts, "products": step.flops / cpu_rate("train", 1)} if shape.network else parts
     gpu = GPUS[hardware]
     bandwidth = gpu.gigabytes_per_second * 1e9
-    parts = {"launched": _launch_seconds(), "adamw": ADAMW_BYTES * step.parameters / bandwidth}
-    if is_table:  # a network's products are few beside what is moved
-        moved = TABLE_BYTES * step.batch_size * step.tokens * step.dim * (2 if step.network else 1)
-        return {**parts, "rows": moved / bandwidth / gpus}
-    rate = _reach(gpu) * utilisation(step.architecture.width) * _training_share()
+    moved = ADAMW_BYTES * step.adamw + ADAGRAD_BYTES * (step.parameters - step.adamw)
+    parts = {"launched": _launch_seconds(), "optimizer": moved / bandwidth}
+    if not shape.layers:  # a network's products are few beside what is moved
+        return {**parts, "rows": TABLE_BYTES * step.batch_size * step.tokens * shape.width / bandwidth / gpus}
+    rate = _reach(gpu) * utilisation(shape.width) * _training_share()
     return {**parts, "products": step.flops / rate / gpus}
 
 

@@ -38,7 +38,8 @@ def _cannot(record: Mapping[str, Any], recipe: Recipe, sources: Sequence[Source]
     for each, student in zip(record["students"], recipe.students, strict=True):
         if texts["training"] and not each["steps"]:
             yield f"{each['name']}: {each['texts']:,} training texts do not fill one batch of {each['batch_size']}"
-        if (short := too_short(each["steps"], recipe.train_of(student))) is not None:
+        only_rows = each["layers"] == 0 and not each["network"]
+        if (short := too_short(each["steps"], recipe.train_of(student), only_rows=only_rows)) is not None:
             yield f"{each['name']}: {short}"
         try:
             from_model(recipe, student)

@@ -34,9 +34,12 @@ def learning_rate(step: int, steps_per_epoch: int, settings: Train) -> float:
     return warmup * (settings.final_lr + (settings.lr - settings.final_lr) * remaining)
 
 
-def too_short(num_steps: int, settings: Train) -> str | None:
-    """A sentence where half or more of the `num_steps` of a training are warm-up; None where it is long enough."""
-    if not 0 < num_steps <= 2 * settings.warmup_steps:
+def too_short(num_steps: int, settings: Train, *, only_rows: bool) -> str | None:
+    """A sentence where half or more of the `num_steps` of a training are warm-up; None where it is long enough.
+
+    `only_rows`: whether rows of words are all that is trained. Adagrad, which `row_lr` gives them to, has no schedule.
+    """
+    if not 0 < num_steps <= 2 * settings.warmup_steps or (only_rows and settings.row_lr is not None):
         return None
     return (
         f"half or more of its {num_steps:,} steps are warm-up (train.warmup_steps = {settings.warmup_steps:,}); add "
