@@ -9,6 +9,7 @@ int8), each scored and timed by itself: a factor between two forms is the runtim
 """
 
 import itertools
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -27,6 +28,8 @@ MARKERS = {"PyTorch": "o", "ONNX fp32": "D", "ONNX int8": "s"}
 OTHER_MARKERS = "^vP*X<>"
 #: Inches: wider than most figures, for names beside the marks.
 SIZE = (6.4, 4.2)
+#: Characters of the note below that fit into a line.
+NOTE_WIDTH = 104
 #: Percent that the vertical axis spans at least, so that a tenth of a percent does not look like a cliff.
 HEIGHT = 10.0
 #: In pixels: left, bottom, right, top.
@@ -166,7 +169,8 @@ def draw_ladder(found: Sequence[Point], machine: str, name: str = "ladder") -> F
         canvas.legend(loc="outside upper left", ncols=len(forms), handletextpad=0.2, columnspacing=1.4)
         # Below the axes, and in the layout: a time says little without its machine, wherever the file goes.
         bars = "Bars: 95 % interval" + ("; 10th to 90th percentile" if any(each.spread for each in found) else "")
-        canvas.supxlabel(f"{bars}. {machine}.", fontsize=8, x=0.01, ha="left")
+        note = textwrap.fill(f"{bars}. {machine}.", NOTE_WIDTH)
+        canvas.supxlabel(note, fontsize=8, x=0.01, ha="left")
         canvas.draw_without_rendering()
         _write_names(axes, found, encoders, canvas.dpi / 72)
         alt = _alt(found, machine)
