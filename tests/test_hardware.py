@@ -34,7 +34,6 @@ def faults_of_64_mb(line, **environment):
     reason="large pages are not for the asking here",
 )
 def test_large_tensors_lie_on_large_pages_unless_someone_said_otherwise():
-    # 64 MB are 16,384 pages of 4 KB, or 32 of 2 MB.
-    assert faults_of_64_mb("") >= 16_384
-    assert faults_of_64_mb("import leaf.hardware") < 8_192  # if there are enough large ones to be had
-    assert faults_of_64_mb("import leaf.hardware", THP_MEM_ALLOC_ENABLE="0") >= 16_384
+    small = faults_of_64_mb("")  # 16,384 pages of 4 KB
+    assert faults_of_64_mb("import leaf.hardware") < small / 2  # 32 of 2 MB, if there are as many to be had
+    assert faults_of_64_mb("import leaf.hardware", THP_MEM_ALLOC_ENABLE="0") > 0.9 * small
