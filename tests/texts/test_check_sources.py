@@ -179,7 +179,7 @@ def test_a_hub_that_is_slow_is_not_waited_for(hub: type[Hub], monkeypatch: pytes
     monkeypatch.setattr(check, "ALL_SECONDS", 0.3)
     began = time.monotonic()
     row = one("hub:some/questions", column="query", kind="query")
-    assert time.monotonic() - began < 1.5
+    assert time.monotonic() - began < hub.wait
     assert (row.reachable, row.columns) == (False, None)
     assert "no answer from the hub in time" in row.reason
 
@@ -193,7 +193,7 @@ def test_the_whole_recipe_of_the_paper_is_checked_in_seconds_where_there_is_no_n
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")  # where nothing listens
     began = time.monotonic()
     rows = check_sources(Recipe.load("leaf-ir"))
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 15  # 37 sources: a second's wait for each would be more
     assert len(rows) == 37
     vocabulary = next(row for row in rows if row.name == "Vocabulary")
     assert "no file 'vocabulary.jsonl.gz'" in vocabulary.reason
