@@ -5,9 +5,9 @@ import os
 import torch
 
 #: torch then asks Linux for pages of 2 MB instead of 4 KB where a tensor is larger. A step on a CPU frees and allocates
-#: the same hundreds of megabytes every time, and the system fills every page with zeros as it is first touched: of a
-#: lookup table's training, a quarter of the time (LOG.md). torch reads it once, when it first allocates; a value that
-#: is there already stays.
+#: the same large blocks every time, and the system fills every page with zeros as it is first touched: of the training
+#: of a table with a network, a fifth to a third of the time (LOG.md). torch reads it once, when it first allocates; a
+#: value that is there already stays.
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 
