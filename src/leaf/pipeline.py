@@ -20,6 +20,7 @@ from typing import Any, Self
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from leaf.encoder import Encoder, Role, Vectors
@@ -680,7 +681,7 @@ class Pipeline:
     def _add_phrases(
         self, student: Student, settings: StudentSettings, train: Train, shards: Sequence[dict[str, Any]], scratch: Path
     ) -> None:
-        """Gives a table phrases of the texts that it is trained on. They are looked for once, if at all."""
+        """Gives a student phrases of the texts that it is trained on. They are looked for once, if at all."""
         which = [settings.phrases, train.kinds, train.limit, train.seed]
         file = scratch / f"phrases-{digest([student.tokenizer.identity(), which])[:12]}.json"
         if not file.exists():
@@ -688,10 +689,10 @@ class Pipeline:
             rows = choose_rows(self.run.folder / "texts", shards, train.kinds, train.limit, train.seed)
             rows = np.arange(len(examples)) if rows is None else rows
             rows = rows[:: max(1, math.ceil(examples.lengths[rows].sum(dtype=np.int64) / PHRASE_TOKENS))]
-            ids, lengths = examples.gather(rows)
+            ids, lengths = _without_special(*examples.gather(rows), student.tokenizer.rust)
             phrases = find_phrases(ids, lengths, vocabulary_size=student.vocabulary_size, count=settings.phrases)
             with atomic_path(file) as temporary:
-                add_phrases(student.first.tokenizer, phrases).save(str(temporary))
+                add_phrases(student.tokenizer.rust, phrases).save(str(temporary))
         student.set_tokenizer(Tokenizer.from_file(str(file)))
 
     def _publish(self, stage: Stage, student: Student, metrics: Path) -> None:
@@ -823,6 +824,16 @@ class Pipeline:
 def _shards(texts: dict[str, Any]) -> list[dict[str, Any]]:
     """Every shard of the texts stage: the training parts, then the held-out texts."""
     return [*texts["shards"], texts["held_out"]]
+
+
+def _without_special(
+    ids: NDArray[Any], lengths: NDArray[Any], tokenizer: Tokenizer
+) -> tuple[NDArray[Any], NDArray[np.int64]]:
+    """Token ids end to end, and the tokens of each text, less those that stand around a Transformer's text."""
+    special = [id for id, token in tokenizer.get_added_tokens_decoder().items() if token.special]
+    kept = ~np.isin(ids, special)
+    ends = np.concatenate([[0], np.cumsum(kept)])[np.concatenate([[0], np.cumsum(lengths)])]
+    return ids[kept], np.diff(ends)
 
 
 def _digest_of(start: str) -> str:

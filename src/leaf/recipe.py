@@ -345,8 +345,9 @@ class Student(Section):
     """What a lookup table begins with, before the head is fitted: the teacher's vector of each token alone, or the word
     embeddings of the backbone, as also where the teacher is an API or vectors: they are not asked for so many."""
     phrases: Annotated[int, Field(ge=0)] = 0
-    """Rows of a lookup table for phrases of the training texts (`new york`, `how many people`), this many at most. They
-    need memory and many texts, and tokenising takes longer. For backbones with a WordPiece tokenizer, as BERT's."""
+    """Tokens for phrases of the training texts (`new york`, `how many people`), this many at most: rows of a lookup
+    table or word embeddings of a Transformer, whose texts then have fewer tokens. They need memory and many texts, and
+    tokenising takes longer. For backbones with a WordPiece tokenizer, as BERT's."""
     hidden: Annotated[int, Field(ge=0)] = 0
     """Units of a network behind the mean of a lookup table, whose rows are then twice as wide: it learns what words
     mean together. 0: the mean itself."""
@@ -355,8 +356,8 @@ class Student(Section):
 
     @property
     def wants_phrases(self) -> bool:
-        """Whether it is given phrases: a table that does not go on from a student, which has its tokenizer already."""
-        return self.layers == () and self.phrases > 0 and self.start is None
+        """Whether it is given phrases: not where it goes on from a student, which has its tokenizer already."""
+        return self.phrases > 0 and self.start is None
 
     @property
     def wants_network(self) -> bool:

@@ -88,6 +88,13 @@ class Tokenizer:
         return self._backend is not None
 
     @property
+    def rust(self) -> Any:
+        """The Rust tokenizer, cut at the maximum length. Raises `LeafError` where texts do not go straight to it."""
+        if self._backend is None:
+            raise LeafError("phrases need a fast tokenizer; leave student.phrases out, or name another backbone")
+        return self._backend
+
+    @property
     def max_length(self) -> int | None:
         """Tokens after which a text is cut, special tokens included; None where there is no limit."""
         if self._backend is None:

@@ -26,6 +26,7 @@ from sentence_transformers.sentence_transformer.modules import (
     Transformer,
 )
 from torch import Tensor, nn
+from transformers import PreTrainedTokenizerFast
 
 from leaf.encoder import Role
 from leaf.errors import LeafError
@@ -224,12 +225,30 @@ class Student(nn.Module):
         return [text.removeprefix("##").strip() for text in decoded]
 
     def set_tokenizer(self, tokenizer: Any) -> None:
-        """Takes a tokenizer of a table that knows more tokens: each begins as the mean of those it was until now."""
-        known, rows = self.first.tokenizer, self.first.embedding.weight.detach()
+        """Takes a Rust tokenizer that knows more tokens: each begins as the mean of those it was until now.
+
+        A text of a Transformer is then cut where the tokenizer cuts it: its positions are those of longer tokens.
+        """
+        known, rows = self.tokenizer.rust, self.rows.detach()
         texts = [tokenizer.decode([each]) for each in range(len(rows), tokenizer.get_vocab_size())]
         pieces = [each.ids for each in known.encode_batch(texts, add_special_tokens=False)]
-        new = torch.stack([rows[each].mean(dim=0) for each in pieces]) if pieces else rows[:0]
-        self.model[0] = StaticEmbedding(tokenizer, embedding_weights=torch.cat([rows, new]))
+        rows = torch.cat([rows, torch.stack([rows[each].mean(dim=0) for each in pieces])]) if pieces else rows
+        if self.is_table:
+            self.model[0] = StaticEmbedding(tokenizer, embedding_weights=rows)
+        else:
+            own = self.first.tokenizer
+            self.first.processor = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
+                tokenizer_object=tokenizer,
+                model_max_length=tokenizer.truncation["max_length"] if tokenizer.truncation else own.model_max_length,
+                padding_side=own.padding_side,
+                truncation_side=own.truncation_side,
+                model_input_names=own.model_input_names,
+                clean_up_tokenization_spaces=False,
+                **own.special_tokens_map,
+            )
+            self.backbone.resize_token_embeddings(len(rows), mean_resizing=False)
+            with torch.no_grad():
+                self.rows.copy_(rows)
         self.__dict__.pop("tokenizer", None)  # it is made once, of the module that was there
 
     def add_network(self, hidden: int, seed: int) -> None:
@@ -288,6 +307,7 @@ class Student(nn.Module):
                 written = json.loads(path.read_text())
                 path.write_text(json.dumps(keys(written), indent=2) + "\n")
         if not self.is_table:
+            _name_tokenizer(folder / "tokenizer_config.json")
             transformer: dict[str, Any] = {
                 "max_seq_length": self.model.max_seq_length,
                 "do_lower_case": False,
@@ -296,6 +316,13 @@ class Student(nn.Module):
                 # The checkpoint has no pooler, and without this every load would draw a random one and warn of it.
                 transformer["model_args"] = {"add_pooling_layer": False}
             (folder / "sentence_bert_config.json").write_text(json.dumps(transformer, indent=2) + "\n")
+
+
+def _name_tokenizer(path: Path) -> None:
+    """Names a tokenizer that is all in its `tokenizer.json` in the word that every release of Transformers knows."""
+    config = json.loads(path.read_text())
+    if config.get("tokenizer_class") == "TokenizersBackend":  # Transformers 5
+        path.write_text(json.dumps({**config, "tokenizer_class": "PreTrainedTokenizerFast"}, indent=2) + "\n")
 
 
 def computing_in(dtype: torch.dtype, features: Features) -> torch.autocast:

@@ -1,11 +1,13 @@
-"""Phrases for the lookup table: runs of word pieces that belong together become tokens, with rows of their own.
+"""Phrases: runs of word pieces that belong together become tokens, with rows of their own.
 
     phrases = find_phrases(ids, lengths, vocabulary_size=30_522, count=30_000)
     tokenizer = add_phrases(tokenizer, phrases)
 
 A table answers with the mean of its rows, and a mean cannot say that a hot dog is no dog. As one token a phrase can be
-given any vector, and its row begins with the teacher's, who has read it as a whole. What it takes is memory, texts
-enough to meet every phrase, and some microseconds a query to find the phrases in it (results/phrases has the numbers).
+given any vector, and its row begins with the teacher's, who has read it as a whole. A Transformer can put together what
+stands apart, but one with a single layer not much of it, and it computes less where a text has fewer tokens. What
+phrases take is memory, texts enough to meet every one, and some microseconds a query to find the phrases in it
+(results/phrases has the numbers).
 
 Phrases are found as byte-pair encoding finds its merges (Sennrich, Haddow and Birch, 2016, https://arxiv.org/abs/1508.07909),
 across words too, and many at a time; what counts is not how often two tokens meet but how much oftener than chance.
@@ -111,6 +113,7 @@ def add_phrases(tokenizer: Tokenizer, phrases: Phrases) -> Tokenizer:
             normalizers.Replace(Regex(r"\s+"), SPACE),
         ]
     )
+    larger.post_processor = tokenizer.post_processor  # a Transformer's special tokens, which keep their ids
     larger.decoder = decoders.Sequence([decoders.Replace(SPACE, " "), decoders.Strip(" ", 1, 0)])
     larger.add_special_tokens(special)
     if tokenizer.truncation is not None:
