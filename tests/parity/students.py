@@ -122,6 +122,7 @@ def make(folder: Path) -> list[Case]:
         _case(folder, "transformer", backbone, (0,), normalise=True),  # four bits ask much of random layers
         _case(folder, "table", backbone, (), normalise=False),
         _case(folder, "phrases", backbone, (), normalise=False),
+        _case(folder, "layer-with-phrases", backbone, (0,), normalise=True),
         _case(folder, "network", backbone, (), normalise=True),
     ]
 
@@ -138,8 +139,8 @@ def _case(folder: Path, name: str, backbone: Path, layers: tuple[int, ...], *, n
         seed=0,
     )
     generator = torch.Generator().manual_seed(1)
-    if name == "phrases":
-        student.set_tokenizer(add_phrases(student.first.tokenizer, _phrases(student.first.tokenizer)))
+    if "phrases" in name:
+        student.set_tokenizer(add_phrases(student.tokenizer.rust, _phrases(student.tokenizer.rust)))
         rows = student.rows.data  # one of its own for each: means of their pieces' would say nothing
         rows += torch.randn(rows.shape, generator=generator) * rows.std()
     weight = torch.randn(DIM, WIDTH, generator=torch.Generator().manual_seed(0))

@@ -25,7 +25,7 @@ from leaf.runtime.encoder import OnnxEncoder
 from leaf.space import verify
 from leaf.tokens import Tokenizer
 
-CASES = ["transformer", "table", "phrases", "network"]
+CASES = ["transformer", "table", "phrases", "layer-with-phrases", "network"]
 
 
 def trained(case: Case) -> Encoder:

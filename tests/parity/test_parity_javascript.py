@@ -9,7 +9,7 @@ from javascript import Found
 from students import PRECISIONS, Case, Prompted, check
 
 
-@pytest.mark.parametrize("name", ["transformer", "table", "phrases", "network"])
+@pytest.mark.parametrize("name", ["transformer", "table", "phrases", "layer-with-phrases", "network"])
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("how", ["model", "pipeline"])
 @pytest.mark.parametrize("where", ["in_node", "in_chromium"])

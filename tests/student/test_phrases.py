@@ -123,7 +123,7 @@ def test_another_kind_of_tokenizer_is_refused_in_one_line():
 
 @pytest.fixture
 def recipe(tmp_path, teacher_folder):
-    """Texts in which some pairs of words are met again and again, and two tables, one of which may know them."""
+    """Texts in which some pairs of words are met again and again; of two tables one may know them, and a layer may."""
     generator = np.random.default_rng(0)
     pairs = [" ".join(text.split()[:2]) for text in sentences(4, seed=7)]
     texts = [f"{pairs[generator.integers(4)]} {text}" for text in sentences(400)]
@@ -144,25 +144,30 @@ def recipe(tmp_path, teacher_folder):
     return Recipe.parse(data), pairs
 
 
-def test_a_table_with_phrases_is_a_student_like_any_other(recipe, tmp_path, monkeypatch):
+def test_a_student_with_phrases_is_like_any_other(recipe, tmp_path, monkeypatch):
     settings, pairs = recipe
     out = tmp_path / "out"
-    report = leaf.distill(settings, out, device="cpu")
-    tokenizer = Tokenizer.from_file(str(out / "student-table" / "tokenizer.json"))
-    plain, table, _ = report["students"]
-    dim = table["parameters"] // tokenizer.get_vocab_size()
-    assert 4 <= (table["parameters"] - plain["parameters"]) // dim <= 8
-    for pair in pairs:
-        (only,) = tokenizer.encode(pair, add_special_tokens=False).ids
-        assert tokenizer.decode([only]) == pair
-    # Elsewhere it says nothing, and a run that was made before there were phrases is the same run.
-    inputs = json.loads((out / "student-1l" / "manifest.json").read_text())["inputs"]
-    assert "phrases" not in inputs["student"]
-    assert json.loads((out / "student-table" / "manifest.json").read_text())["inputs"]["student"]["phrases"] == 8
-
+    leaf.distill(settings, out, device="cpu")
     texts = [*pairs, f"{pairs[0]}, {pairs[1]}!", *sentences(20, seed=3)]
-    expected = SentenceTransformer(str(out / "student-table"), device="cpu").encode(texts, prompt_name="query")
-    np.testing.assert_allclose(OnnxEncoder(out / "student-table").encode_query(texts), expected, atol=1e-5)
+    for name in ("student-table", "student-1l"):
+        larger, own = (Tokenizer.from_file(str(out / each / "tokenizer.json")) for each in (name, "student-plain"))
+        assert 4 <= larger.get_vocab_size() - own.get_vocab_size() <= 8
+        for pair in pairs:
+            (only,) = larger.encode(pair, add_special_tokens=False).ids
+            assert larger.decode([only]) == pair
+        model = SentenceTransformer(str(out / name), device="cpu")
+        assert len(next(model.parameters())) == larger.get_vocab_size()
+        expected = model.encode(texts, prompt_name="query")
+        np.testing.assert_allclose(OnnxEncoder(out / name).encode_query(texts), expected, atol=1e-5)
+    # Transformers of old know no other name for a tokenizer that is its tokenizer.json.
+    written = json.loads((out / "student-1l" / "tokenizer_config.json").read_text())
+    assert written["tokenizer_class"] == "PreTrainedTokenizerFast"
+    # Elsewhere it says nothing, and a run that was made before there were phrases is the same run.
+    asked_for = {
+        each.name: json.loads((out / each.name / "manifest.json").read_text())["inputs"]["student"].get("phrases")
+        for each in settings.students
+    }
+    assert asked_for == {"student-plain": None, "student-table": 8, "student-1l": 8}
 
     # A second start finds the phrases that the first looked for.
     again = Pipeline(settings, tmp_path / "again", device="cpu")
@@ -177,9 +182,10 @@ def test_a_table_with_phrases_is_a_student_like_any_other(recipe, tmp_path, monk
     assert len(looked) == 1
 
 
-def test_before_training_a_phrase_is_the_mean_of_its_pieces_and_no_other_text_moves(bert):
+@pytest.mark.parametrize("layers", [0, 1])
+def test_before_training_a_phrase_is_the_mean_of_its_pieces_and_no_other_text_moves(bert, layers):
     student = build_student(
-        Student(layers=0),
+        Student(layers=layers),
         str(bert),
         {"query": "", "document": ""},
         32,
@@ -189,10 +195,13 @@ def test_before_training_a_phrase_is_the_mean_of_its_pieces_and_no_other_text_mo
         seed=0,
     )
     one, other = sentences(2)
-    before = student.model.encode([one, other])
-    phrase = tuple(student.first.tokenizer.encode(other, add_special_tokens=False).ids)
+    before, rows = student.model.encode([one]), student.rows.detach().clone()
+    phrase = tuple(student.tokenizer.rust.encode(other, add_special_tokens=False).ids)
     counts = np.ones(student.vocabulary_size + 1, dtype=np.int64)
     counts[-1] = 10**9
-    student.set_tokenizer(add_phrases(student.first.tokenizer, Phrases((phrase,), counts, 1.0)))
-    assert student.tokenizer([other], "query").ids.tolist() == [student.vocabulary_size - 1]
-    np.testing.assert_allclose(student.model.encode([one, other]), before, atol=1e-6)
+    student.set_tokenizer(add_phrases(student.tokenizer.rust, Phrases((phrase,), counts, 1.0)))
+    read = student.tokenizer([other], "query").ids.tolist()
+    assert read[len(read) // 2] == student.vocabulary_size - 1
+    assert len(read) == (3 if layers else 1)  # between [CLS] and [SEP]
+    np.testing.assert_allclose(student.rows.detach()[-1], rows[list(phrase)].mean(dim=0), atol=1e-6)
+    np.testing.assert_allclose(student.model.encode([one]), before, atol=1e-6)

@@ -155,8 +155,10 @@ def plan_student(recipe: Recipe, student: Student, teacher: Model, texts: Texts,
     shape = backbone.architecture
     if shape is not None and student.layers is not None and student.start is None:
         shape = shape.with_layers(student.layers if isinstance(student.layers, int) else len(student.layers))
-        if not shape.layers:  # a table is folded into the teacher's width
-            shape = Architecture.table(shape.vocabulary + student.phrases, teacher.dim or shape.width, student.hidden)
+    if shape is not None and student.wants_phrases:
+        shape = replace(shape, vocabulary=shape.vocabulary + student.phrases)
+    if shape is not None and student.layers == () and student.start is None:  # folded into the teacher's width
+        shape = Architecture.table(shape.vocabulary, teacher.dim or shape.width, student.hidden)
     dim, is_table = teacher.dim, shape is not None and not shape.layers
     own = {**_prompts(recipe, teacher), **student.prompts} if student.start is None else backbone.prompts
     prompts = {"query": "", "document": "", **student_prompts(recipe.teacher, own)}
