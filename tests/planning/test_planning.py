@@ -17,6 +17,7 @@ from leaf.evaluation.margin import NOT_MEASURED
 from leaf.planning import plan, print_plan, storage
 from leaf.planning.lengths import Reader, expect, paper_kind, prompt_tokens
 from leaf.planning.page import duration
+from leaf.planning.parts import shorter
 from leaf.planning.sampling import count_lines, sample_installed
 from leaf.recipe import Recipe, Student, shipped_recipes
 from leaf.run import Run
@@ -104,7 +105,7 @@ def test_rows_are_the_recipes_as_far_as_the_source_has_them(teacher_folder, file
     assert "rows of d are not known" in " ".join(record["warnings"])
 
 
-def test_phrases_are_rows_of_a_table_and_of_nothing_else(teacher_folder, files, tmp_path):
+def test_phrases_are_rows_of_a_table_and_word_embeddings_of_layers(teacher_folder, files, tmp_path):
     students = [
         {"name": "student-plain", "layers": 0},
         {"name": "student-table", "layers": 0, "phrases": 100},
@@ -114,7 +115,14 @@ def test_phrases_are_rows_of_a_table_and_of_nothing_else(teacher_folder, files, 
     table = {"name": "x", "teacher": {"model": str(teacher_folder)}, "prepare": {"held_out": 10}}
     record = plan(Recipe.parse({**table, "texts": files, "students": students}), tmp_path / "run")
     plain, phrases, layer, more = (each["parameters"] for each in record["students"])
-    assert (phrases - plain, more - layer) == (100 * 24, 0)  # the teacher's width is 24
+    assert (phrases - plain, more - layer) == (100 * 24, 100 * 32)  # the widths of the teacher and of its backbone
+
+
+def test_with_phrases_a_text_has_fewer_tokens():
+    # results/ladder: 21,777,714 and 18,943,944 tokens of a million texts, of 32,488,026 with [CLS] and [SEP] around each
+    assert shorter(30_000) == pytest.approx(21_777_714 / (32_488_026 - 2 * 1_000_555), abs=0.005)
+    assert shorter(117_000) == pytest.approx(18_943_944 / (32_488_026 - 2 * 1_000_555), abs=0.005)
+    assert shorter(1) == 1.0
 
 
 def test_the_papers_texts_are_those_of_its_table_1_where_nobody_says_more(teacher_folder, tmp_path):
