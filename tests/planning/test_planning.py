@@ -119,7 +119,7 @@ def test_phrases_are_rows_of_a_table_and_word_embeddings_of_layers(teacher_folde
 
 
 def test_with_phrases_a_text_has_fewer_tokens():
-    # results/ladder: 21,777,714 and 18,943,944 tokens of a million texts, of 32,488,026 with [CLS] and [SEP] around each
+    # results/ladder: 21,777,714 and 18,943,944 tokens of a million texts; 32,488,026 have [CLS] and [SEP] around
     assert shorter(30_000) == pytest.approx(21_777_714 / (32_488_026 - 2 * 1_000_555), abs=0.005)
     assert shorter(117_000) == pytest.approx(18_943_944 / (32_488_026 - 2 * 1_000_555), abs=0.005)
     assert shorter(1) == 1.0
