@@ -527,11 +527,6 @@ class Pipeline:
             similarity=embeddings["similarity"],
             seed=train_settings.seed,
         )
-        added = None
-        if train_settings.loss != "leaf":
-            if not isinstance(self.teacher, SentenceTransformerEncoder):
-                raise LeafError(f"train.loss = '{train_settings.loss}' needs the teacher's inside; use 'leaf'")
-            added = AddedLoss(train_settings.loss, student, self.teacher.model, train_settings.seed)
         rows = choose_rows(
             self.run.folder / "texts", texts["shards"], train_settings.kinds, train_settings.limit, train_settings.seed
         )
@@ -540,6 +535,11 @@ class Pipeline:
             self.world.wait()  # until the main process has built what is only mapped here
         if settings.wants_phrases:
             self._add_phrases(student, settings, train_settings, texts["shards"], scratch)
+        added = None
+        if train_settings.loss != "leaf":
+            if not isinstance(self.teacher, SentenceTransformerEncoder):
+                raise LeafError(f"train.loss = '{train_settings.loss}' needs the teacher's inside; use 'leaf'")
+            added = AddedLoss(train_settings.loss, student, self.teacher.model, train_settings.seed)
         examples, held_out = (
             self._examples(student, shards, scratch) for shards in (texts["shards"], [texts["held_out"]])
         )

@@ -182,6 +182,14 @@ def test_a_student_with_phrases_is_like_any_other(recipe, tmp_path, monkeypatch)
     assert len(looked) == 1
 
 
+def test_a_loss_on_the_teachers_inside_is_refused_for_tokens_that_the_teacher_has_not(recipe, tmp_path):
+    settings, _ = recipe
+    (layer,) = (each for each in settings.students if each.name == "student-1l")
+    train = settings.train.model_copy(update={"loss": "leaf+distilbert"})
+    with pytest.raises(LeafError, match=r"different tokens; take a backbone .* and no phrases"):
+        leaf.distill(settings.model_copy(update={"students": (layer,), "train": train}), tmp_path / "out", device="cpu")
+
+
 @pytest.mark.parametrize("layers", [0, 1])
 def test_before_training_a_phrase_is_the_mean_of_its_pieces_and_no_other_text_moves(bert, layers):
     student = build_student(

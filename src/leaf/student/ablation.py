@@ -230,7 +230,10 @@ def _comparable(method: Method, student: Student, teacher: Any) -> Any:
     if student.is_table:
         refuse("the student is a lookup table and has no token states; give it layers")
     if not _same_tokens(student.first.tokenizer, first.tokenizer):
-        refuse("student and teacher cut texts into different tokens; take a backbone with the teacher's tokenizer")
+        refuse(
+            "student and teacher cut texts into different tokens; take a backbone with the teacher's tokenizer, and no "
+            "phrases"
+        )
     encoder: Any = first.auto_model
     limit, longest = _positions(encoder), student.model.max_seq_length
     if limit is not None and longest is not None and longest > limit:
