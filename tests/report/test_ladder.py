@@ -167,6 +167,14 @@ def test_the_figure_names_every_encoder_and_every_form_once(found):
     assert figure == draw_ladder(found, "A CPU, 2 threads")
 
 
+def test_a_note_on_a_processor_with_a_long_name_is_broken_and_not_cut_off(found):
+    machine = "Intel(R) Xeon(R) Platinum 8488C CPU @ 2.40GHz, 16 threads, 100 queries, tokenisation included"
+    words = re.findall(r"<text[^>]*>([^<]*)</text>", draw_ladder(found, machine).svg)
+    first = next(row for row, each in enumerate(words) if each.startswith("Bars: 95 % interval"))
+    assert f"{words[first]} {words[first + 1]}".endswith(f"{machine}.")
+    assert max(map(len, words[first : first + 2])) <= 104  # of 8 points, in 6.4 inches
+
+
 def test_equal_factors_are_equal_distances_across(found):
     places = {words: float(x) for x, words in re.findall(TEXT, draw_ladder(found, "A CPU").svg)}
     assert places["3,000"] - places["300"] == pytest.approx(places["10,000"] - places["1,000"], abs=0.1)
