@@ -689,7 +689,7 @@ class Pipeline:
             rows = choose_rows(self.run.folder / "texts", shards, train.kinds, train.limit, train.seed)
             rows = np.arange(len(examples)) if rows is None else rows
             rows = rows[:: max(1, math.ceil(examples.lengths[rows].sum(dtype=np.int64) / PHRASE_TOKENS))]
-            ids, lengths = _without_special(*examples.gather(rows), student.tokenizer.rust)
+            ids, lengths = _between_special(*examples.gather(rows), student.tokenizer.rust)
             phrases = find_phrases(ids, lengths, vocabulary_size=student.vocabulary_size, count=settings.phrases)
             with atomic_path(file) as temporary:
                 add_phrases(student.tokenizer.rust, phrases).save(str(temporary))
@@ -826,14 +826,15 @@ def _shards(texts: dict[str, Any]) -> list[dict[str, Any]]:
     return [*texts["shards"], texts["held_out"]]
 
 
-def _without_special(
+def _between_special(
     ids: NDArray[Any], lengths: NDArray[Any], tokenizer: Tokenizer
 ) -> tuple[NDArray[Any], NDArray[np.int64]]:
-    """Token ids end to end, and the tokens of each text, less those that stand around a Transformer's text."""
+    """Texts as token ids, end to end, without special tokens, and how many stand together: nothing is joined across."""
     special = [id for id, token in tokenizer.get_added_tokens_decoder().items() if token.special]
-    kept = ~np.isin(ids, special)
-    ends = np.concatenate([[0], np.cumsum(kept)])[np.concatenate([[0], np.cumsum(lengths)])]
-    return ids[kept], np.diff(ends)
+    is_special = np.isin(ids, special)
+    stretch = (np.repeat(np.arange(len(lengths)), lengths) + np.cumsum(is_special))[~is_special]
+    starts = np.flatnonzero(np.diff(stretch, prepend=-1))
+    return ids[~is_special], np.diff(starts, append=len(stretch))
 
 
 def _digest_of(start: str) -> str:

@@ -346,8 +346,9 @@ class Student(Section):
     embeddings of the backbone, as also where the teacher is an API or vectors: they are not asked for so many."""
     phrases: Annotated[int, Field(ge=0)] = 0
     """Tokens for phrases of the training texts (`new york`, `how many people`), this many at most: rows of a lookup
-    table or word embeddings of a Transformer, whose texts then have fewer tokens. They need memory and many texts, and
-    tokenising takes longer. For backbones with a WordPiece tokenizer, as BERT's."""
+    table or word embeddings of a Transformer, whose texts then have fewer tokens and are cut, on average, where they
+    were cut without. They need memory and many texts, and tokenising takes longer. For backbones with a WordPiece
+    tokenizer, as BERT's."""
     hidden: Annotated[int, Field(ge=0)] = 0
     """Units of a network behind the mean of a lookup table, whose rows are then twice as wide: it learns what words
     mean together. 0: the mean itself."""

@@ -13,7 +13,7 @@ from tokenizers.pre_tokenizers import BertPreTokenizer
 
 import leaf
 from leaf.errors import LeafError
-from leaf.pipeline import Pipeline
+from leaf.pipeline import Pipeline, _between_special
 from leaf.recipe import Recipe, Student
 from leaf.runtime.encoder import OnnxEncoder
 from leaf.student.model import build_student
@@ -119,6 +119,13 @@ def test_a_text_is_cut_where_it_was_on_average(wordpiece):
 def test_another_kind_of_tokenizer_is_refused_in_one_line():
     with pytest.raises(LeafError, match=r"student\.phrases needs a WordPiece tokenizer .* is BPE behind None"):
         add_phrases(Tokenizer(models.BPE()), Phrases((), np.zeros(0, np.int64), 1.0))
+
+
+def test_no_phrase_has_a_special_token_in_it_and_none_is_joined_across_one(wordpiece):
+    # [CLS] hot dog [SEP], [CLS] the [UNK] [UNK] dog [SEP], [CLS] [SEP] and hot alone, as a table reads it
+    ids, lengths = np.array([2, 4, 5, 3, 2, 7, 1, 1, 5, 3, 2, 3, 4]), np.array([4, 6, 2, 1])
+    ids, lengths = _between_special(ids, lengths, wordpiece)
+    assert (ids.tolist(), lengths.tolist()) == ([4, 5, 7, 5, 4], [2, 1, 1, 1])
 
 
 @pytest.fixture
