@@ -4,10 +4,10 @@
     tokenizer = add_phrases(tokenizer, phrases)
 
 A table answers with the mean of its rows, and a mean cannot say that a hot dog is no dog. As one token a phrase can be
-given any vector, and its row begins with the teacher's, who has read it as a whole. A Transformer can put together what
-stands apart, but one with a single layer not much of it, and it computes less where a text has fewer tokens. What
-phrases take is memory, texts enough to meet every one, and some microseconds a query to find the phrases in it
-(results/phrases has the numbers).
+given any vector, and its row begins with the teacher's, who has read it as a whole. A Transformer puts together what
+stands apart by itself: it computes less where a text has fewer tokens, but has to learn every phrase anew. What phrases
+take is memory, texts enough to meet every one, and some microseconds a query to find the phrases in it (results/phrases
+has the numbers).
 
 Phrases are found as byte-pair encoding finds its merges (Sennrich, Haddow and Birch, 2016, https://arxiv.org/abs/1508.07909),
 across words too, and many at a time; what counts is not how often two tokens meet but how much oftener than chance.
