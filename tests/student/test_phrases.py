@@ -1,6 +1,7 @@
 """Phrases: what is found in which texts, and that every reader of the tokenizer reads them."""
 
 import json
+import unicodedata
 
 import numpy as np
 import pytest
@@ -100,8 +101,17 @@ def test_tokens_keep_their_ids_and_phrases_follow_as_they_read(wordpiece):
     assert larger.encode("", add_special_tokens=False).ids == []
 
 
+#: BERT's own table of punctuation is Unicode 8's, ours the regular expressions': signs that are younger, and one that
+#: was punctuation then, are cut by one of the two.
+DISPUTED = "\u166d" + "".join(
+    sign
+    for sign in map(chr, range(0x110000))
+    if unicodedata.category(sign).startswith("P") and len(BertPreTokenizer().pre_tokenize_str(f"a{sign}")) == 1
+)
+
+
 @settings(max_examples=300, deadline=None)
-@given(st.text(st.characters(codec="utf-8", exclude_categories=("Cs",)), max_size=30))
+@given(st.text(st.characters(codec="utf-8", exclude_categories=("Cs", "Cn"), exclude_characters=DISPUTED), max_size=30))
 @pytest.mark.parametrize("around", ["{}", "'{}", "({})", "a {}.", "漢{}…"])
 def test_a_text_is_cut_into_words_and_signs_as_bert_cuts_it(around, text):
     text = around.format(text)
