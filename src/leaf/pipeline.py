@@ -502,7 +502,8 @@ class Pipeline:
             unused.add("phrases")
         if not settings.wants_network:
             unused.add("hidden")
-        unused_in_train = {*NOT_IN_FINGERPRINT, *(("row_lr",) if train_settings.row_lr is None else ())}
+        newer = ("row_lr", "matrix_lr")  # unset they say nothing, and older runs go on as they are
+        unused_in_train = {*NOT_IN_FINGERPRINT, *(each for each in newer if getattr(train_settings, each) is None)}
         stage = self.run.stage(
             settings.name,
             {

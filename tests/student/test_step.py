@@ -134,11 +134,12 @@ def test_a_compiled_step_has_the_gradients_of_the_plain_one(bert):
 
 
 @pytest.mark.parametrize("broken", ["loss", "gradient"])
-@pytest.mark.parametrize("row_lr", [None, 0.01])
-def test_a_step_that_is_not_finite_leaves_weights_and_moments_alone(bert, broken, row_lr):
+@pytest.mark.parametrize("good_steps", [0, 1])
+@pytest.mark.parametrize("rates", [{}, {"row_lr": 0.01}, {"matrix_lr": 3e-3}, {"row_lr": 0.01, "matrix_lr": 3e-3}])
+def test_a_step_that_is_not_finite_leaves_weights_and_moments_alone(bert, broken, rates, good_steps):
     student = new_student(bert)
     data = examples(student, 83, 0)
-    step, loader = stepper(student, data, SETTINGS.model_copy(update={"row_lr": row_lr}))
+    step, loader = stepper(student, data, SETTINGS.model_copy(update=rates))
     good, bad = loader.batch(ROWS), loader.batch(ROWS[::-1])
     if broken == "loss":
         bad.targets[0, 0] = torch.nan

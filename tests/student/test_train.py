@@ -93,7 +93,11 @@ class Killed(BaseException):
 
 
 @pytest.mark.parametrize("layers", [(0, 3), ()])
-@pytest.mark.parametrize("changes", [{}, {"dropout": 0.1}, {"row_lr": 0.01}], ids=["plain", "dropout", "row_lr"])
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"dropout": 0.1}, {"row_lr": 0.01}, {"matrix_lr": 0.01}],
+    ids=["plain", "dropout", "row_lr", "matrix_lr"],
+)
 def test_a_run_killed_anywhere_ends_with_the_very_weights_of_an_uninterrupted_one(
     bert, tmp_path, monkeypatch, layers, changes
 ):

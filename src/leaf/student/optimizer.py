@@ -1,4 +1,5 @@
-"""What moves the weights: AdamW and, where `train.row_lr` is set, Adagrad for the rows of the words.
+"""What moves the weights: AdamW and, where a rate is set for them, Adagrad for the rows of the words (`train.row_lr`)
+and Muon for matrices (`train.matrix_lr`).
 
 A batch meets a few thousand rows of a vocabulary, and AdamW moves all of them. A rare row that a text meets once goes
 on for some twenty steps on what is left of the momentum, and as one visit fills a thousandth of the second moment
@@ -6,6 +7,12 @@ on for some twenty steps on what is left of the momentum, and as one visit fills
 Adagrad (Duchi, Hazan and Singer, 2011, https://jmlr.org/papers/v12/duchi11a.html) moves only rows that were met, by
 lr·g/√(Σ g²): rare ones far, frequent ones ever less. It wants no schedule, and with sparse gradients, on a CPU, a step
 costs what its batch met instead of the whole vocabulary (results/rows has the numbers).
+
+A gradient of a matrix has a few large singular values and many small ones, and AdamW, which knows numbers and no
+matrices, leaves it so. Muon (Jordan et al., 2024, https://kellerjordan.github.io/posts/muon/) makes all of the
+momentum's singular values about 1 before it steps: what a batch says rarely moves a layer as far as what every batch
+says. Here its steps are as long as AdamW's at the same rate (Liu et al., 2025, https://arxiv.org/abs/2502.16982), so
+that a rate means the same; it bears a higher one (results/matrices has the numbers).
 """
 
 from collections.abc import Iterable
@@ -20,16 +27,22 @@ from leaf.student.model import Student
 
 
 class Optimizer:
-    """AdamW over the student and `others`, its rows apart where `settings.row_lr` is set. Waits for no device."""
+    """AdamW over the student and `others`; rows and matrices apart where `settings` say so. Waits for no device."""
 
     def __init__(self, student: Student, others: Iterable[nn.Parameter], settings: Train, *, sparse: bool) -> None:
         """`sparse`: whether gradients of rows may be sparse, which is faster on a CPU and is not all-reduced."""
         self._trained = [each for each in chain(student.parameters(), others) if each.requires_grad]
-        self._rows, self._adagrad, dense = student.rows, None, self._trained
+        self._rows, self._adagrad, self._muon, dense = student.rows, None, None, self._trained
         if settings.row_lr is not None:
             self._adagrad = torch.optim.Adagrad([self._rows], lr=settings.row_lr)
             dense = [each for each in self._trained if each is not self._rows]
         student.use_sparse_rows(sparse and self._adagrad is not None)
+        matrices = _matrices(student, dense) if settings.matrix_lr is not None else []
+        if matrices:
+            self._muon = torch.optim.Muon(matrices, weight_decay=settings.weight_decay, adjust_lr_fn="match_rms_adamw")
+            self._speed_up = (settings.matrix_lr or 0.0) / settings.lr
+            taken = set(map(id, matrices))
+            dense = [each for each in dense if id(each) not in taken]
         self._adamw = (
             torch.optim.AdamW(
                 dense,
@@ -61,19 +74,39 @@ class Optimizer:
         return [each.values() if each.is_sparse else each for each in found]
 
     def step(self, lr: float, broken: Tensor) -> None:
-        """One step on what `gradients` gave, AdamW's at the rate `lr`; none where `broken`, on the device, is true."""
+        """One step on what `gradients` gave; none where `broken`, on the device, is true.
+
+        AdamW's is at the rate `lr`, Muon's at as much of `matrix_lr` as that is of `settings.lr`.
+        """
         if self._adamw is not None:
             for group in self._adamw.param_groups:
                 group["lr"] = lr
             # The same door that torch's GradScaler uses: AdamW's fused kernel leaves weights and moments as they are.
             self._adamw.found_inf = broken.float()  # type: ignore[attr-defined]
             self._adamw.step()
+        if self._muon is not None:
+            self._step_muon(self._muon, lr * self._speed_up, broken)
         if self._adagrad is not None:
             if (gradient := self._rows.grad) is not None:  # without momentum one of zeros moves nothing
                 (gradient.values() if gradient.is_sparse else gradient).masked_fill_(broken, 0.0)
             unchecked = torch.sparse.check_sparse_tensor_invariants(enable=False)  # type: ignore[no-untyped-call]
             with unchecked:  # as it is anyway; torch warns where nobody has said so
                 self._adagrad.step()
+
+    @staticmethod
+    @torch.no_grad()
+    def _step_muon(muon: torch.optim.Muon, lr: float, broken: Tensor) -> None:
+        """A step that leaves weights and moments as they are where `broken`, which torch's Muon has no door for."""
+        (group,) = muon.param_groups
+        group["lr"] = lr
+        for each in group["params"]:
+            if each.grad is not None:
+                each.grad.masked_fill_(broken, 0.0)  # momentum that begins with this step begins at zero
+        held = [*group["params"], *(moment for state in muon.state.values() for moment in state.values())]
+        before = [each.clone() for each in held]
+        muon.step()  # type: ignore[no-untyped-call]
+        for each, old in zip(held, before, strict=True):
+            each.copy_(torch.where(broken, old, each))
 
     def state_dict(self) -> dict[str, Any]:
         """The moments, for a resume point."""
@@ -85,4 +118,10 @@ class Optimizer:
             each.load_state_dict(state[type(each).__name__])
 
     def _each(self) -> list[torch.optim.Optimizer]:
-        return [each for each in (self._adamw, self._adagrad) if each is not None]
+        return [each for each in (self._adamw, self._adagrad, self._muon) if each is not None]
+
+
+def _matrices(student: Student, trained: Iterable[nn.Parameter]) -> list[nn.Parameter]:
+    """Those of `trained` that map vectors to vectors: of layers, head and network; no tables of tokens or positions."""
+    tables = {id(each.weight) for each in student.modules() if isinstance(each, nn.Embedding | nn.EmbeddingBag)}
+    return [each for each in trained if each.ndim == 2 and id(each) not in tables]
