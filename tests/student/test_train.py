@@ -250,9 +250,10 @@ def test_bfloat16_reaches_nearly_the_error_of_float32(bert, tmp_path):
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("layers", [(0, 3), ()])
+@pytest.mark.parametrize("rates", [{}, {"row_lr": 0.01, "matrix_lr": 3e-3}])
 @pytest.mark.parametrize("engine", [Engine(), Engine(compile=False), Engine(compile=False, graphs=False)])
-def test_compiled_captured_and_eager_steps_reach_the_same_error(bert, tmp_path, layers, engine):
-    settings = SETTINGS.model_copy(update={"compute_dtype": "bfloat16", "batch_size": 16})
+def test_compiled_captured_and_eager_steps_reach_the_same_error(bert, tmp_path, layers, rates, engine):
+    settings = SETTINGS.model_copy(update={"compute_dtype": "bfloat16", "batch_size": 16, **rates})
     on_cpu = run(tmp_path / "cpu", new_student(bert, layers), settings).error
     on_gpu = run(tmp_path / "gpu", new_student(bert, layers), settings, device="cuda", engine=engine).error
     assert on_gpu == pytest.approx(on_cpu, rel=0.02)
