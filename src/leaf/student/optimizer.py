@@ -8,11 +8,8 @@ Adagrad (Duchi, Hazan and Singer, 2011, https://jmlr.org/papers/v12/duchi11a.htm
 lr·g/√(Σ g²): rare ones far, frequent ones ever less. It wants no schedule, and with sparse gradients, on a CPU, a step
 costs what its batch met instead of the whole vocabulary (results/rows has the numbers).
 
-A gradient of a matrix has a few large singular values and many small ones, and AdamW, which knows numbers and no
-matrices, leaves it so. Muon (Jordan et al., 2024, https://kellerjordan.github.io/posts/muon/) makes all of the
-momentum's singular values about 1 before it steps: what a batch says rarely moves a layer as far as what every batch
-says. Here its steps are as long as AdamW's at the same rate (Liu et al., 2025, https://arxiv.org/abs/2502.16982), so
-that a rate means the same; it bears a higher one (results/matrices has the numbers).
+Muon (`muon.py`) knows matrices as such: what a batch says rarely moves a layer as far as what every batch says. Rates
+mean the same for both, and it bears a higher one (results/matrices has the numbers).
 """
 
 from collections.abc import Iterable
@@ -24,13 +21,25 @@ from torch import Tensor, nn
 
 from leaf.recipe import Train
 from leaf.student.model import Student
+from leaf.student.muon import Muon
 
 
 class Optimizer:
     """AdamW over the student and `others`; rows and matrices apart where `settings` say so. Waits for no device."""
 
-    def __init__(self, student: Student, others: Iterable[nn.Parameter], settings: Train, *, sparse: bool) -> None:
-        """`sparse`: whether gradients of rows may be sparse, which is faster on a CPU and is not all-reduced."""
+    def __init__(
+        self,
+        student: Student,
+        others: Iterable[nn.Parameter],
+        settings: Train,
+        *,
+        sparse: bool,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        """`sparse`: whether gradients of rows may be sparse, which is faster on a CPU and is not all-reduced.
+
+        `dtype` is what Muon's directions are computed in.
+        """
         self._trained = [each for each in chain(student.parameters(), others) if each.requires_grad]
         self._rows, self._adagrad, self._muon, dense = student.rows, None, None, self._trained
         if settings.row_lr is not None:
@@ -39,8 +48,8 @@ class Optimizer:
         student.use_sparse_rows(sparse and self._adagrad is not None)
         matrices = _matrices(student, dense) if settings.matrix_lr is not None else []
         if matrices:
-            self._muon = torch.optim.Muon(matrices, weight_decay=settings.weight_decay, adjust_lr_fn="match_rms_adamw")
-            self._speed_up = (settings.matrix_lr or 0.0) / settings.lr
+            self._faster = (settings.matrix_lr or 0.0) / settings.lr
+            self._muon = Muon(matrices, lr=settings.lr, weight_decay=settings.weight_decay, dtype=dtype)
             taken = set(map(id, matrices))
             dense = [each for each in dense if id(each) not in taken]
         self._adamw = (
@@ -85,28 +94,14 @@ class Optimizer:
             self._adamw.found_inf = broken.float()  # type: ignore[attr-defined]
             self._adamw.step()
         if self._muon is not None:
-            self._step_muon(self._muon, lr * self._speed_up, broken)
+            self._muon.param_groups[0]["lr"] = lr * self._faster
+            self._muon.step(broken)
         if self._adagrad is not None:
             if (gradient := self._rows.grad) is not None:  # without momentum one of zeros moves nothing
                 (gradient.values() if gradient.is_sparse else gradient).masked_fill_(broken, 0.0)
             unchecked = torch.sparse.check_sparse_tensor_invariants(enable=False)  # type: ignore[no-untyped-call]
             with unchecked:  # as it is anyway; torch warns where nobody has said so
                 self._adagrad.step()
-
-    @staticmethod
-    @torch.no_grad()
-    def _step_muon(muon: torch.optim.Muon, lr: float, broken: Tensor) -> None:
-        """A step that leaves weights and moments as they are where `broken`, which torch's Muon has no door for."""
-        (group,) = muon.param_groups
-        group["lr"] = lr
-        for each in group["params"]:
-            if each.grad is not None:
-                each.grad.masked_fill_(broken, 0.0)  # momentum that begins with this step begins at zero
-        held = [*group["params"], *(moment for state in muon.state.values() for moment in state.values())]
-        before = [each.clone() for each in held]
-        muon.step()  # type: ignore[no-untyped-call]
-        for each, old in zip(held, before, strict=True):
-            each.copy_(torch.where(broken, old, each))
 
     def state_dict(self) -> dict[str, Any]:
         """The moments, for a resume point."""

@@ -149,7 +149,7 @@ class _Training:
         _set_dropout(student, settings.dropout)
         # Sparse gradients are of no use to graphs, which want fixed shapes, nor to an all-reduce.
         sparse = not on_gpu and world.size == 1
-        self.optimizer = Optimizer(student, self.mapping.parameters(), settings, sparse=sparse)
+        self.optimizer = Optimizer(student, self.mapping.parameters(), settings, sparse=sparse, dtype=dtype)
         self.state = _resume(folder, student, self.mapping, self.optimizer)
         world.copy_from_main([*student.state_dict().values(), *self.mapping.state_dict().values()])
         # Flash attention computes in 16 bits only, so a float32 run on a GPU is padded. Added losses know padding only.
