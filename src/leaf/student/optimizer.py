@@ -9,7 +9,7 @@ lr·g/√(Σ g²): rare ones far, frequent ones ever less. It wants no schedule,
 costs what its batch met instead of the whole vocabulary (results/rows has the numbers).
 
 Muon (`muon.py`) knows matrices as such: what a batch says rarely moves a layer as far as what every batch says. Rates
-mean the same for both, and it bears a higher one (results/matrices has the numbers).
+mean the same for both, and it bears a higher one (LOG.md has the numbers).
 """
 
 from collections.abc import Iterable
