@@ -134,9 +134,8 @@ def test_a_compiled_step_has_the_gradients_of_the_plain_one(bert):
 
 
 @pytest.mark.parametrize("broken", ["loss", "gradient"])
-@pytest.mark.parametrize("good_steps", [0, 1])
 @pytest.mark.parametrize("rates", [{}, {"row_lr": 0.01}, {"matrix_lr": 3e-3}, {"row_lr": 0.01, "matrix_lr": 3e-3}])
-def test_a_step_that_is_not_finite_leaves_weights_and_moments_alone(bert, broken, rates, good_steps):
+def test_a_step_that_is_not_finite_leaves_weights_and_moments_alone(bert, broken, rates):
     student = new_student(bert)
     data = examples(student, 83, 0)
     step, loader = stepper(student, data, SETTINGS.model_copy(update=rates))

@@ -8,8 +8,8 @@ Adagrad (Duchi, Hazan and Singer, 2011, https://jmlr.org/papers/v12/duchi11a.htm
 lr·g/√(Σ g²): rare ones far, frequent ones ever less. It wants no schedule, and with sparse gradients, on a CPU, a step
 costs what its batch met instead of the whole vocabulary (results/rows has the numbers).
 
-Muon (`muon.py`) knows matrices as such: what a batch says rarely moves a layer as far as what every batch says. Rates
-mean the same for both, and it bears a higher one (LOG.md has the numbers).
+Muon (`muon.py`) knows matrices as such: what a batch says rarely moves a layer as far as what every batch says. Its
+steps are as long as AdamW's at the same rate (LOG.md has the numbers).
 """
 
 from collections.abc import Iterable
